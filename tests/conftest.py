@@ -1,0 +1,52 @@
+"""What all tests share: no network, caches of their own, two fixtures for files, and a way to run a script."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports transformers, which reads them at import; scripts run by the tests inherit them.
+_hub_home = tempfile.TemporaryDirectory(prefix="healthslm-tests-")
+os.environ.update(
+    HF_HOME=_hub_home.name,
+    HF_MODULES_CACHE=f"{_hub_home.name}/modules",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+RunScript = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository, which is a model folder too."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real files (NCBI's among them) named by HEALTHSLM_TEST_DATA."""
+    folder = os.environ.get("HEALTHSLM_TEST_DATA")
+    if not folder:
+        pytest.skip("HEALTHSLM_TEST_DATA names no folder of real files")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def run_script() -> RunScript:
+    """Run `scripts/NAME.py` in a process of its own: `run_script("evaluate", "--model", folder, cwd=…, env=…)`."""
+
+    def run(name: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None):
+        command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+
+    return run
