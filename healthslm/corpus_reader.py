@@ -1,0 +1,43 @@
+"""Reading a finished corpus: the Parquet files of its splits and the texts in them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as pq
+
+from healthslm.documents import document_text
+from healthslm.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+BATCH_DOCUMENTS = 1024
+
+
+def split_files(corpus: Path, split: str) -> list[Path]:
+    """The Parquet files of one split in the order of their names; none where the corpus lacks the split."""
+    if not corpus.is_dir():
+        raise UserError(f"{corpus}: no such folder; scripts/build_corpus.py writes a corpus")
+    return sorted((corpus / split).glob("*.parquet"))
+
+
+def count_documents(path: Path) -> int:
+    """Number of documents in one corpus file, from its footer."""
+    with _refusing_bad_files(path):
+        return pq.read_metadata(path).num_rows
+
+
+def read_texts(path: Path) -> Iterator[list[str]]:
+    """Yield the texts of one corpus file's documents, titles included, in batches and in their order."""
+    with _refusing_bad_files(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_DOCUMENTS, columns=["title", "text"]):
+            titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
+            yield [document_text(title, text) for title, text in zip(titles, texts, strict=True)]
+
+
+@contextmanager
+def _refusing_bad_files(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow.ArrowException, KeyError) as error:
+        raise UserError(f"{path}: not a Parquet file of a corpus: {error}") from error
