@@ -1,0 +1,66 @@
+"""What a document of the corpus is: its columns, its text, its identity and the split it belongs to."""
+
+import hashlib
+import re
+import unicodedata
+
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+SECTION_TYPE = pa.struct(
+    {"label": pa.string(), "category": pa.string(), "start": pa.int32(), "end": pa.int32()},
+)
+DOCUMENT_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "title": pa.string(),
+        "text": pa.string(),
+        "source": pa.string(),
+        "kind": pa.string(),
+        "license": pa.string(),
+        "year": pa.int32(),
+        "sections": pa.list_(SECTION_TYPE),
+    }
+)
+
+_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+_PMC_ID = re.compile(r"PMC\d+")
+
+
+def document_text(title: str, text: str) -> str:
+    """The text of a document as models see it: title, newline, text; only the text where there is no title."""
+    return f"{title}\n{text}" if title else text
+
+
+def pmid_id(pmid: int | str) -> str:
+    """The id of a PubMed citation: "pmid:123"."""
+    return f"pmid:{int(pmid)}"
+
+
+def document_id(given: str, kind: str, source: str) -> str:
+    """Turn the id that a source gives into one that means the same document in every source.
+
+    A number is a PMID only in abstracts: elsewhere it may be anything, so it is qualified by its source, as other ids
+    are. "PMC123" becomes "pmc:PMC123", since an article's full text is not its abstract. Ids with a prefix stay.
+    """
+    if ":" in given:
+        return given
+    if given.isascii() and given.isdigit() and kind == "abstract":
+        return pmid_id(given)
+    return f"pmc:{given}" if _PMC_ID.fullmatch(given) else f"{source}:{given}"
+
+
+def text_hash(text: str) -> str:
+    """128 bits in hexadecimal of the text's letters and digits alone, so that copies which differ in case, white space,
+    punctuation or Unicode form have the same hash."""
+    letters = _NOT_ALPHANUMERIC.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return hashlib.sha256(letters.encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def split_of(identifier: str, validation_fraction: float, test_fraction: float) -> str:
+    """The split of a document: a function of its id alone, so that it never changes sides when data is added."""
+    place = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+    if place < validation_fraction:
+        return "validation"
+    return "test" if place < validation_fraction + test_fraction else "train"
