@@ -1,0 +1,513 @@
+"""HealthSLM: a LLaMA-style decoder, in the order in which data meets it.
+
+Token ids are embedded, pass through layers of attention and feed-forward network, each behind a normalisation and
+added to the residual stream, and are projected onto the vocabulary by the transposed embedding. With the same weights
+it computes what `LlamaForCausalLM` computes; the loss can in addition be had without ever holding all logits.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_healthslm import HealthSLMConfig
+
+logger = logging.get_logger(__name__)
+
+# Positions projected onto the vocabulary at a time when the logits are not asked for: 65 MB of them in fp32.
+LOSS_CHUNK_TOKENS = 512
+
+
+class HealthSLMRMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang and Sennrich, 2019), computed in fp32 whatever the weights' type."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.float()
+        mean_square = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(mean_square + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+class HealthSLMRotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al., 2021): the cosines and sines by which queries and keys are turned."""
+
+    def __init__(self, config: HealthSLMConfig):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init_fn = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init_fn(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: HealthSLMConfig, *_, **__) -> tuple[torch.Tensor, float]:
+        """Angle per position of each of the `head_dim / 2` pairs, and the scale (none) of cosine and sine."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device, torch.float)
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+
+def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    """Turn every pair (i, i + head_dim / 2) by a right angle."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn query and key (batch, heads, length, head_dim) by their positions' angles (batch, length, head_dim)."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the implementation that can also return its weights (batch, heads, length, length)."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    attn_weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    return (attn_weights @ value).transpose(1, 2).contiguous(), attn_weights
+
+
+class HealthSLMAttention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
+
+    def __init__(self, config: HealthSLMConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attn_output), attn_weights
+
+
+class HealthSLMMLP(nn.Module):
+    """SwiGLU feed-forward network (Shazeer, 2020)."""
+
+    def __init__(self, config: HealthSLMConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class HealthSLMDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: HealthSLMConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = HealthSLMAttention(config, layer_idx)
+        self.mlp = HealthSLMMLP(config)
+        self.input_layernorm = HealthSLMRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = HealthSLMRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attn_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class HealthSLMPreTrainedModel(PreTrainedModel):
+    config: HealthSLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HealthSLMDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": HealthSLMDecoderLayer, "attentions": HealthSLMAttention}
+
+
+def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Number the documents packed into each row: a new one starts wherever the positions do not go on by one.
+
+    Args:
+        position_ids: (batch, length).
+        attention_mask: (batch, length), 0 for padding, or None. Padding next to a document is numbered apart from it.
+
+    Returns:
+        Document numbers (batch, length), or None where each row holds a single one. While compiling, values cannot be
+        looked at, so the numbers are always returned.
+    """
+    starts = position_ids.diff(dim=-1) != 1
+    if not torch.compiler.is_compiling() and not starts.any():
+        return None
+    if attention_mask is not None:
+        starts = starts | attention_mask.bool().diff(dim=-1)
+    return nn.functional.pad(starts, (1, 0)).cumsum(-1)
+
+
+def varlen_kwargs(documents: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """Describe documents (batch, length) as flash attention wants them: offsets into the flattened batch."""
+    rows = torch.arange(documents.shape[0], device=documents.device).unsqueeze(1)
+    flat = (documents + rows * documents.shape[1]).flatten()
+    starts = nn.functional.pad(flat.diff() != 0, (1, 0), value=True).nonzero().flatten()
+    offsets = nn.functional.pad(starts, (0, 1), value=flat.numel()).to(torch.int32)
+    longest = int(offsets.diff().max())
+    return {
+        "cu_seq_lens_q": offsets,
+        "cu_seq_lens_k": offsets,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+class HealthSLMModel(HealthSLMPreTrainedModel):
+    """The decoder without a head: token ids in, hidden states out."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: HealthSLMConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(HealthSLMDecoderLayer(config, idx) for idx in range(config.num_hidden_layers))
+        self.norm = HealthSLMRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = HealthSLMRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (batch, length); or inputs_embeds: (batch, length, hidden_size).
+            attention_mask: (batch, past + length), 0 for padding; or a ready mask, (batch, 1, length, keys).
+            position_ids: (batch, length). Where they restart in a call without a past, documents are packed into the
+                row, and none of them sees another.
+            past_key_values: Keys and values of earlier calls.
+            use_cache: Whether to return them, with this call's own, for the next.
+
+        Raises:
+            ValueError: Both or neither of input_ids and inputs_embeds are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        length = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        documents = None
+        if position_ids is None:
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        elif length > 1 and "cu_seq_lens_q" not in kwargs:
+            documents = self._find_documents(inputs_embeds, attention_mask, position_ids, past_length)
+        if documents is None:
+            self._warn_beyond_context(length, past_length)
+
+        same_document = None
+        if documents is not None and is_flash_attention_requested(self.config):
+            # Padding is a document of its own by now, which makes the mask superfluous.
+            kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents)}, None
+        elif documents is not None:
+            # A static cache has room for more keys than there are yet: these belong to no document.
+            kv_length = past_key_values.get_mask_sizes(length, 0)[0] if past_key_values is not None else length
+            documents = nn.functional.pad(documents, (0, kv_length - length), value=-1)
+
+            def same_document(batch_idx, head_idx, q_idx, kv_idx):
+                return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=same_document,
+        )
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for decoder_layer in self.layers:
+            hidden_states = decoder_layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_ids=position_ids,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _find_documents(self, inputs_embeds, attention_mask, position_ids, past_length) -> torch.Tensor | None:
+        ready_mask = attention_mask is not None and attention_mask.ndim != 2
+        # A static cache counts in a tensor, which cannot be looked at while compiling.
+        unknown_past = isinstance(past_length, torch.Tensor) and torch.compiler.is_compiling()
+        if ready_mask or unknown_past or past_length > 0:
+            return None
+        return find_documents(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
+
+    def _warn_beyond_context(self, length: int, past_length: int | torch.Tensor) -> None:
+        if isinstance(past_length, int):
+            length += past_length
+        context = self.config.max_position_embeddings
+        if length > context and not torch.compiler.is_compiling():  # a compiled graph has no place for a message
+            logger.warning_once(
+                f"A sequence of {length} tokens is longer than the {context} of this model's context: it was trained "
+                "on nothing as long, and what it gives beyond is not to be trusted."
+            )
+
+
+class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
+    """The language model: the decoder, and its embedding transposed as output projection."""
+
+    _auto_class = "AutoModelForCausalLM"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: HealthSLMConfig):
+        super().__init__(config)
+        self.model = HealthSLMModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            labels: (batch, length), the input ids themselves: the shift by one happens here. -100 is not counted.
+            logits_to_keep: How many of the last positions to project, 0 for all; or the positions.
+            skip_logits: Compute the loss in chunks and return no logits: the same value and gradients in a fraction
+                of the memory. `shift_labels` (already shifted) and `num_items_in_batch` (the loss is then a sum
+                divided by it) work as without it.
+            The others: see `HealthSLMModel.forward`.
+
+        Raises:
+            ValueError: skip_logits without labels.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss, logits = None, None
+        if skip_logits:
+            loss = self._chunked_loss(hidden_states, labels, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept, :])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _chunked_loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        ignore_index: int = -100,
+        **_: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Cross-entropy of hidden_states (batch, length, hidden_size) that holds the logits of one chunk at a time.
+
+        The backward pass computes each chunk's logits a second time instead of keeping them.
+        """
+        if shift_labels is None:
+            if labels is None:
+                raise ValueError("skip_logits=True returns nothing but the loss: give labels as well.")
+            shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+        shift_labels = shift_labels.flatten().to(hidden_states.device)
+
+        def chunk_loss(hidden_chunk: torch.Tensor, label_chunk: torch.Tensor) -> torch.Tensor:
+            logits = self.lm_head(hidden_chunk).float()
+            return nn.functional.cross_entropy(logits, label_chunk, ignore_index=ignore_index, reduction="sum")
+
+        chunks = zip(
+            hidden_states.flatten(0, 1).split(LOSS_CHUNK_TOKENS), shift_labels.split(LOSS_CHUNK_TOKENS), strict=True
+        )
+        loss = sum(checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks)
+        if num_items_in_batch is None:
+            num_items_in_batch = (shift_labels != ignore_index).sum()
+        elif isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch
+
+
+# Transformers' generic heads build their base model through AutoModel, which asks for a trust that a loaded repository
+# has already been given: these build it themselves and take over the rest.
+
+
+class HealthSLMForSequenceClassification(GenericForSequenceClassification, HealthSLMPreTrainedModel):
+    """One label for a sequence, read off its last token that is not padding."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: HealthSLMConfig):
+        HealthSLMPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = HealthSLMModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class HealthSLMForTokenClassification(GenericForTokenClassification, HealthSLMPreTrainedModel):
+    """One label for each token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: HealthSLMConfig):
+        HealthSLMPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = HealthSLMModel(config)
+        self.dropout = nn.Dropout(0.1)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class HealthSLMForQuestionAnswering(GenericForQuestionAnswering, HealthSLMPreTrainedModel):
+    """The first and last token of an answer within the sequence."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: HealthSLMConfig):
+        HealthSLMPreTrainedModel.__init__(self, config)
+        self.model = HealthSLMModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "HealthSLMForCausalLM",
+    "HealthSLMForQuestionAnswering",
+    "HealthSLMForSequenceClassification",
+    "HealthSLMForTokenClassification",
+    "HealthSLMModel",
+    "HealthSLMPreTrainedModel",
+]
