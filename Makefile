@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## the tests, at most ten minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-full: $(INSTALLED) $(FLOOR)/installed  ## the tests with the oldest Transformers, then all tests: at most an hour
-	PYTHONPATH=$(FLOOR) $(PYTEST) -m "not slow"
+	PYTHONPATH="$(CURDIR)/$(FLOOR)" $(PYTEST) -m "not slow"
 	$(PYTEST)
 
 lint: $(INSTALLED)  ## what ruff says of the code and its format
