@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -298,16 +298,19 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
         length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # Serving backends (vLLM, SGLang) take no masks: they keep the sequences of a flattened batch apart themselves.
+        takes_masks = self.config._attn_implementation in ALL_MASK_ATTENTION_FUNCTIONS
+        flash, bounds_given = is_flash_attention_requested(self.config), "cu_seq_lens_q" in kwargs
         documents = None
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
-        elif length > 1 and "cu_seq_lens_q" not in kwargs:
+        elif length > 1 and takes_masks and not (flash and bounds_given):
             documents = self._find_documents(inputs_embeds, attention_mask, position_ids, past_length)
-        if documents is None:
+        if documents is None and takes_masks and not bounds_given:
             self._warn_beyond_context(length, past_length)
 
         same_document = None
-        if documents is not None and is_flash_attention_requested(self.config):
+        if documents is not None and flash:
             # Padding is a document of its own by now, which makes the mask superfluous.
             kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents)}, None
         elif documents is not None:
@@ -352,7 +355,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         if isinstance(past_length, int):
             length += past_length
         context = self.config.max_position_embeddings
-        if length > context and not torch.compiler.is_compiling():  # a compiled graph has no place for a message
+        if not torch.compiler.is_compiling() and length > context:  # compiled, the comparison would bind the graph
             logger.warning_once(
                 f"A sequence of {length} tokens is longer than the {context} of this model's context: it was trained "
                 "on nothing as long, and what it gives beyond is not to be trusted."
