@@ -1,0 +1,33 @@
+"""Queries over Parquet files by DuckDB, which sorts and groups more rows than memory holds."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+MEMORY_LIMIT = "1GB"
+
+
+def run_query(query: str, parameters: dict[str, Any], output: Path) -> None:
+    """Write the result of a query to a Parquet file. What does not fit into memory goes to disk beside it.
+
+    Raises:
+        OSError: the disk is full, or another failure of reading or writing.
+    """
+    with _connection(output.parent) as connection:
+        connection.execute(f"COPY ({query}) TO '{_quoted(output)}' (FORMAT parquet, COMPRESSION zstd)", parameters)
+
+
+def fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Return the few rows of a query's result."""
+    with _connection(Path(tempfile.gettempdir())) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def _connection(spill: Path) -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill / "duckdb-spill")})
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
