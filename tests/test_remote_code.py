@@ -1,0 +1,201 @@
+"""A saved folder opens through the Auto classes wherever Transformers is, with nothing else of ours."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_model import REPOSITORY, byte_tokenizer, random_ids, small_model
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+)
+
+CLASS_NAMES = {
+    AutoModel: "HealthSLMModel",
+    AutoModelForCausalLM: "HealthSLMForCausalLM",
+    AutoModelForSequenceClassification: "HealthSLMForSequenceClassification",
+    AutoModelForTokenClassification: "HealthSLMForTokenClassification",
+    AutoModelForQuestionAnswering: "HealthSLMForQuestionAnswering",
+}
+CODE_FILES = {"configuration_healthslm.py", "modeling_healthslm.py"}
+
+
+def start_clean_process(home: Path, function: Callable[..., dict], *arguments: object) -> subprocess.Popen:
+    """Start `function(*arguments)` where every cache is empty and nothing of ours can be imported."""
+    home.mkdir(exist_ok=True)
+    code = f"""import json, sys
+sys.modules["healthslm"] = None  # importing it is an error from here on
+{inspect.getsource(function)}
+print(json.dumps({function.__name__}(*sys.argv[1:])))"""
+    empty_folders = {"HOME": str(home), "HF_HOME": str(home / "hub"), "HF_MODULES_CACHE": str(home / "modules")}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
+        cwd=home,
+        env={**os.environ, **empty_folders},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result_of(process: subprocess.Popen) -> dict:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
+
+
+def open_every_way(folder: str, copy: str, ids: str) -> dict:
+    """Run in a clean process: open a folder by every way that users have, and save what was opened to `copy`."""
+    import torch
+    import transformers
+
+    ids = torch.tensor(json.loads(ids))
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    models = {
+        name: getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+        for name in config.auto_map
+        if name != "AutoConfig"
+    }
+    model = models["AutoModelForCausalLM"]
+    placed = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map="auto")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    untrusted_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    generate = transformers.pipeline("text-generation", model=folder, trust_remote_code=True)
+    model.save_pretrained(copy)
+    tokenizer.save_pretrained(copy)
+    return {
+        "config_class": type(config).__name__,
+        "classes": {name: type(model).__name__ for name, model in models.items()},
+        "packages": list({type(model).__module__.split(".")[0] for model in models.values()}),
+        "logits": model(ids).logits.tolist(),
+        "placed_logits": placed(ids.to(placed.device)).logits.tolist(),
+        "tokens": tokenizer("Aspirin")["input_ids"],
+        "tokens_without_trust": untrusted_tokenizer("Aspirin")["input_ids"],
+        "generated": generate("Aspirin", max_new_tokens=5, do_sample=False)[0]["generated_text"],
+    }
+
+
+def open_causal_lm(folder: str, ids: str, meeting_place: str, processes: str = "1") -> dict:
+    """Run in clean processes: they wait for each other before they open the folder."""
+    import os
+    import pathlib
+    import time
+
+    import torch
+    import transformers
+
+    (pathlib.Path(meeting_place) / f"{os.getpid()}.ready").touch()
+    while len(list(pathlib.Path(meeting_place).glob("*.ready"))) < int(processes):
+        time.sleep(0.001)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    return {"logits": model(torch.tensor(json.loads(ids))).logits.tolist()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "small-model"
+    small_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def copy(folder: Path) -> Path:
+    """The folder as a clean process saves it again; written by the fixture `opened`."""
+    return folder.with_name("copy")
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path, copy: Path) -> dict:
+    process = start_clean_process(folder.with_name("home"), open_every_way, folder, copy, random_ids(2, 9).tolist())
+    return result_of(process)
+
+
+def expected_logits() -> torch.Tensor:
+    return small_model()(random_ids(2, 9)).logits
+
+
+def test_a_clean_process_opens_every_class_from_the_folders_own_code(opened: dict) -> None:
+    assert opened["config_class"] == "HealthSLMConfig"
+    assert opened["classes"] == {auto_class.__name__: name for auto_class, name in CLASS_NAMES.items()}
+    assert opened["packages"] == ["transformers_modules"]
+
+
+def test_a_clean_process_computes_what_was_saved(opened: dict) -> None:
+    torch.testing.assert_close(torch.tensor(opened["logits"]), expected_logits())
+
+
+def test_an_automatic_device_map_changes_nothing(opened: dict) -> None:
+    torch.testing.assert_close(torch.tensor(opened["placed_logits"]), expected_logits())
+
+
+def test_the_tokenizer_beside_the_model_opens_with_and_without_trust(opened: dict) -> None:
+    assert opened["tokens"] == opened["tokens_without_trust"] == byte_tokenizer()("Aspirin")["input_ids"]
+
+
+def test_a_pipeline_continues_the_prompt(opened: dict) -> None:
+    assert opened["generated"].startswith("Aspirin")
+    assert len(opened["generated"]) > len("Aspirin")
+
+
+def test_a_saved_copy_of_a_loaded_model_is_as_whole_as_the_first(opened: dict, folder: Path, copy: Path) -> None:
+    for name in CODE_FILES:
+        assert (copy / name).read_text() == (REPOSITORY / name).read_text()
+    assert json.loads((copy / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    home = copy.with_name("second-home")
+    process = start_clean_process(home, open_causal_lm, copy, random_ids(2, 9).tolist(), home)
+    torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_an_empty_modules_cache(folder: Path, tmp_path: Path) -> None:
+    ids = random_ids(2, 9).tolist()
+    processes = [start_clean_process(tmp_path, open_causal_lm, folder, ids, tmp_path, 2) for _ in range(2)]
+    for process in processes:
+        torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
+
+
+@pytest.mark.parametrize("saved_class", CLASS_NAMES, ids=lambda auto_class: auto_class.__name__)
+def test_a_folder_saved_by_one_class_opens_with_the_others(saved_class: type, tmp_path: Path) -> None:
+    saved = small_model(saved_class)
+    saved.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [CLASS_NAMES[saved_class]]
+    assert config["auto_map"] == json.loads((REPOSITORY / "config.json").read_text())["auto_map"]
+    assert {path.name for path in tmp_path.glob("*.py")} == CODE_FILES
+
+    body = saved.base_model.state_dict()
+    for auto_class in CLASS_NAMES:
+        model = auto_class.from_pretrained(tmp_path, trust_remote_code=True)
+        assert type(model).__name__ == CLASS_NAMES[auto_class]
+        torch.testing.assert_close(dict(model.base_model.state_dict()), dict(body), rtol=0, atol=0)
+
+
+def test_the_saved_file_of_the_default_model_holds_110_tensors_and_no_second_head(tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=True).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as saved:
+        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
+    assert len(shapes) == 110
+    assert not any("lm_head" in name for name in shapes)
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 15_276_288
+
+
+def test_the_repositorys_root_gives_configuration_and_untrained_model() -> None:
+    config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    assert model.num_parameters() == 15_276_288
+    assert GenerationConfig.from_pretrained(REPOSITORY).eos_token_id == config.eos_token_id
