@@ -1,0 +1,76 @@
+"""Writing text with a model."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import TextStreamer, set_seed
+
+from healthslm.errors import UserError
+from healthslm.models import open_model
+from healthslm.tokenize import encode_texts, load_tokenizer, separator_id
+
+NOTICE = "Machine-written text, for research only: it is not medical advice, and its statements are often false."
+
+
+@dataclass
+class GenerationOptions:
+    """Options of `generate`."""
+
+    model: str
+    """Folder or Hub name of a causal language model, with its tokenizer."""
+    prompt: str | None = None
+    """Text to continue; none, or empty, begins a document."""
+    prompts: Path | None = None
+    """File of prompts, one a line, in the place of a single prompt."""
+    max_new_tokens: int = 200
+    """Tokens to write at most; a document may end before."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 is bolder in what is likely, 0 always takes the likeliest token."""
+    top_k: int = 50
+    """Choose among so many of the likeliest tokens; 0 among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that have so much probability together."""
+    seed: int = 0
+    """Of the random choice."""
+
+
+def generate(options: GenerationOptions) -> None:
+    """Continue prompts, streaming to standard output.
+
+    Raises:
+        UserError: There is no such model or prompt file, or both kinds of prompt are given.
+    """
+    if options.prompt is not None and options.prompts is not None:
+        raise UserError("give --prompt or --prompts, not both")
+    prompts = [options.prompt or ""]
+    if options.prompts is not None:
+        prompts = options.prompts.read_text(encoding="utf-8").splitlines()
+    tokenizer = load_tokenizer(options.model)
+    model = open_model(options.model)
+    set_seed(options.seed)
+    sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if options.temperature > 0:
+        sampling = {
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "do_sample": True,
+        }
+
+    print(NOTICE, file=sys.stderr)
+    for number, prompt in enumerate(prompts):
+        if number:
+            print()
+        # A document begins behind the separator: so the model has learnt it.
+        input_ids = torch.tensor([[separator_id(tokenizer), *encode_texts(tokenizer, [prompt])[0]]])
+        model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            max_new_tokens=options.max_new_tokens,
+            eos_token_id=separator_id(tokenizer),
+            pad_token_id=separator_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            **sampling,
+        )

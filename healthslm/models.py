@@ -1,0 +1,82 @@
+"""Opening and making causal language models through the Auto classes, as any user of Transformers does."""
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from healthslm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
+
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+def open_model(source: str | Path) -> PreTrainedModel:
+    """Open the trained model of a folder or Hub name, in fp32.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no causal language model to be opened here: {_one_line(error)}") from error
+
+
+def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
+    """Make the model that a recipe asks for, in fp32, with weights to train.
+
+    Args:
+        source: A folder or Hub name, whose weights are trained further (a folder without weights gives the network
+            alone); or a mapping with `model_type` and whatever deviates from its defaults, for new weights.
+
+    Raises:
+        UserError: There is no such model, or the configuration refuses a value.
+    """
+    if isinstance(source, str) and not _is_folder_without_weights(source):
+        logger.info("weights from %s", source)
+        return open_model(source)
+    try:
+        config = _config_of_type(**source) if isinstance(source, dict) else _config_of_folder(source)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"model: {_one_line(error)}") from error
+    if (Path(config.name_or_path) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(config.name_or_path)
+    return model
+
+
+def accepts(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's `forward` names this argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _is_folder_without_weights(source: str) -> bool:
+    return Path(source).is_dir() and not any((Path(source) / name).exists() for name in _WEIGHT_FILES)
+
+
+def _config_of_folder(folder: str | Path, **overrides: Any):
+    return AutoConfig.from_pretrained(folder, trust_remote_code=True, **overrides)
+
+
+def _config_of_type(model_type: str | None = None, **overrides: Any):
+    if model_type is None:
+        raise ValueError("give a model_type, such as healthslm or gpt2, with the values that differ from its defaults")
+    if model_type == "healthslm":
+        return _config_of_folder(REPOSITORY, **overrides)
+    config = AutoConfig.for_model(model_type)
+    unknown = [name for name in overrides if not hasattr(config, name)]
+    if unknown:
+        raise ValueError(f"{model_type} has no {unknown[0]!r}")
+    return AutoConfig.for_model(model_type, **overrides)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

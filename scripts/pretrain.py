@@ -1,0 +1,7 @@
+"""Train a model: python scripts/pretrain.py --recipe configs/healthslm-15m.yaml"""
+
+from command_line import run
+from healthslm.training import PretrainOptions, pretrain
+
+if __name__ == "__main__":
+    run(pretrain, PretrainOptions)
