@@ -19,7 +19,7 @@ step python scripts/build_corpus.py --pubmed sample/pubmed --output "$out/corpus
 step python scripts/train_tokenizer.py --corpus "$out/corpus" --output "$out/tokenizer" --vocab-size 1000
 step python scripts/tokenize_corpus.py --corpus "$out/corpus" --tokenizer "$out/tokenizer" --output "$out/tokens"
 step python scripts/pretrain.py --recipe configs/demo.yaml --tokens "$out/tokens" --output "$out/run"
-step python scripts/evaluate.py --model "$out/run/best" --corpus "$out/corpus/test"
+step python scripts/evaluate.py --model "$out/run/best" --data "$out/corpus/test"
 step python scripts/generate.py --model "$out/run/best" --prompt "Effect of vitamin D" --max-new-tokens 60
 
 cat <<END
