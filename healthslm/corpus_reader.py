@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from healthslm.documents import document_text
 from healthslm.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 BATCH_DOCUMENTS = 1024
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from healthslm.corpus_reader import SPLITS, count_documents, read_texts, split_files
+from healthslm.corpus_reader import count_documents, read_texts, split_files
+from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
 from healthslm.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
@@ -39,7 +40,9 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     files = {split: paths for split in SPLITS if (paths := split_files(options.corpus, split))}
     if not files:
-        raise UserError(f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them")
+        raise UserError(
+            f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them"
+        )
 
     documents = sum(count_documents(path) for paths in files.values() for path in paths)
     with replacing(options.output) as folder, tqdm(total=documents, desc="tokenising", unit="document") as progress:

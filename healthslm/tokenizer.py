@@ -40,7 +40,9 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     """
     files = split_files(options.corpus, "train")
     if not files:
-        raise UserError(f"{options.corpus / 'train'}: no Parquet files to train on; scripts/build_corpus.py writes them")
+        raise UserError(
+            f"{options.corpus / 'train'}: no Parquet files to train on; scripts/build_corpus.py writes them"
+        )
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
     if options.vocab_size < len(architecture):
         raise UserError(

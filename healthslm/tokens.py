@@ -71,7 +71,9 @@ class TokenizedSplit:
             raise UserError(f"{folder}: no split {split}, only {', '.join(info['splits'])}")
         self.vocab_size: int = info["vocab_size"]
         self.separator_id: int = info["separator_id"]
-        self.files = [TokenFile.open(folder / split, dtype=info["dtype"], **file) for file in info["splits"][split]["files"]]
+        self.files = [
+            TokenFile.open(folder / split, dtype=info["dtype"], **file) for file in info["splits"][split]["files"]
+        ]
         self._first_documents = _starts([len(file.ends) for file in self.files])
         self._first_tokens = _starts([len(file.tokens) for file in self.files])
 
@@ -128,5 +130,7 @@ def _open_array(path: Path, dtype: str, length: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or cut short ({error}); tokenise again") from error
     if array.shape != (length,) or array.dtype != np.dtype(dtype):
-        raise UserError(f"{path}: {array.dtype} {array.shape} where tokens.json says {dtype} ({length},); tokenise again")
+        raise UserError(
+            f"{path}: {array.dtype} {array.shape} where tokens.json says {dtype} ({length},); tokenise again"
+        )
     return array

@@ -1,0 +1,138 @@
+"""Compare splits of text before byte-pair encoding, by bytes per token and bits per byte on held-out abstracts.
+
+    python benchmarks/tokenizer_split.py CORPUS
+
+Bits per byte are those of a small network that reads the same text, so the same number of bytes, under each split. The
+tokenizers are trained on the first `--tokenizer-bytes` of the corpus's training split and differ in the split alone.
+"""
+
+import argparse
+import itertools
+import math
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
+
+from healthslm.corpus_reader import read_texts, split_files
+
+SEPARATOR = "<|endoftext|>"
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split_by(pattern: str) -> PreTokenizer:
+    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+SPLITS = {
+    "GPT-2": ByteLevel(add_prefix_space=False),
+    "GPT-2, single digits": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
+    "GPT-4 (up to 3 digits)": split_by(rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"),
+    "Qwen2 (GPT-4, single digits)": split_by(rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{REST}"),
+}
+
+
+def texts_of(corpus: Path, split: str) -> list[str]:
+    return [text for path in split_files(corpus, split) for texts in read_texts(path) for text in texts]
+
+
+def count_bytes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def take_bytes(texts: list[str], limit: int) -> list[str]:
+    """The first texts that reach `limit` bytes together."""
+    before = itertools.accumulate((len(text.encode()) for text in texts), initial=0)
+    return [text for text, start in zip(texts, before, strict=False) if start < limit]
+
+
+def train_tokenizer(split: PreTokenizer, texts: list[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = split
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Each text's tokens after the separator, id 0."""
+    return [[0, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts)]
+
+
+def train_network(documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 8) -> LlamaForCausalLM:
+    """One pass over the documents, packed into rows."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    stream = torch.tensor(list(itertools.chain.from_iterable(documents)))
+    batches = stream[: len(stream) // (row_tokens * rows) * row_tokens * rows].view(-1, rows, row_tokens)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
+    for batch in tqdm(batches, desc="network", unit="step"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@torch.no_grad()
+def bits(model: LlamaForCausalLM, documents: list[list[int]]) -> float:
+    """Bits of all documents, each alone after its separator."""
+    nats = 0.0
+    for ids in tqdm(documents, desc="scoring", unit="document"):
+        row = torch.tensor([ids])
+        nats += model(input_ids=row, labels=row).loss.item() * (len(ids) - 1)
+    return nats / math.log(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--tokenizer-bytes", type=int, default=100_000_000)
+    parser.add_argument("--network-bytes", type=int, default=3_000_000)
+    options = parser.parse_args()
+
+    train_texts = texts_of(options.corpus, "train")
+    random.Random(0).shuffle(train_texts)
+    tokenizer_texts = take_bytes(train_texts, options.tokenizer_bytes)
+    network_texts = take_bytes(train_texts, options.network_bytes)
+    held_out = texts_of(options.corpus, "validation")
+    scored = take_bytes(held_out, 500_000)
+
+    print("| split | bytes per token | bits per byte |\n| --- | ---: | ---: |", flush=True)
+    for name, split in SPLITS.items():
+        tokenizer = train_tokenizer(split, tokenizer_texts, options.vocab_size)
+        bytes_per_token = count_bytes(held_out) / sum(len(ids) - 1 for ids in encode(tokenizer, held_out))
+        model = train_network(encode(tokenizer, network_texts), options.vocab_size)
+        bits_per_byte = bits(model, encode(tokenizer, scored)) / count_bytes(scored)
+        print(f"| {name} | {bytes_per_token:.3f} | {bits_per_byte:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

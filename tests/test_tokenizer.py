@@ -1,0 +1,219 @@
+"""The tokenizer restores every text, keeps its special tokens apart from it, and needs no code of ours once saved."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import regex
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+SENTENCES = [
+    "Metformin lowered HbA1c by 1.12% (95% CI 0.92 to 1.32; p<0.001).",
+    "Patients who didn't respond received 10 mg/kg of the β-blocker.",
+    "Aspirin inhibits cyclooxygenase-1 and the synthesis of thromboxane A₂.",
+]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus of sentences drawn from a vocabulary of made words."""
+    folder = tmp_path_factory.mktemp("corpus")
+    chance = random.Random(0)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(500)]
+    for split, documents in (("train", 300), ("validation", 20)):
+        texts = [" ".join([*chance.choices(words, k=30), *SENTENCES]) for _ in range(documents)]
+        (folder / split).mkdir()
+        titles = [" ".join(chance.choices(words, k=5)) for _ in texts]
+        pq.write_table(pa.table({"title": titles, "text": texts}), folder / split / "00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(corpus: Path, run_script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "tokenizer"
+    done = run_script("train_tokenizer", "--corpus", corpus, "--output", folder, "--vocab-size", 1000)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+
+
+def hard_texts() -> list[str]:
+    """Random text of all Unicode planes, white space, control characters, and text that spells special tokens."""
+    chance = random.Random(1)
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    spaces = [character for character in characters if character.isspace()]
+    texts = ["".join(chance.choices(characters, k=chance.randint(0, 40))) for _ in range(300)]
+    texts += ["".join(chance.choices([*spaces, "a", "1", "."], k=20)) for _ in range(300)]
+    texts += ["".join(chance.choices([*SPECIAL_TOKENS, " ", "|", "<", "end"], k=8)) for _ in range(300)]
+    texts += ["".join(map(chr, range(0x300))), "e\u0301 \u00e9 \u212b \ufb01", "\ufeff\x00\x1c", "\r\n\r \n\t", ""]
+    return texts + SENTENCES
+
+
+def test_every_unicode_character_survives(tokenizer):
+    text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    assert tokenizer.decode(tokenizer(text, verbose=False).input_ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("split_special_tokens", [True, False])
+def test_any_text_is_restored_exactly(tokenizer, split_special_tokens):
+    texts = hard_texts()
+    encoding = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens)
+    assert tokenizer.batch_decode(encoding.input_ids) == texts
+
+
+def test_text_that_spells_a_special_token_stays_text_on_request(tokenizer):
+    text = " and ".join(SPECIAL_TOKENS)
+    as_text = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    as_markers = tokenizer(text, add_special_tokens=False).input_ids
+    assert not set(as_text) & set(tokenizer.all_special_ids)
+    assert [token for token in as_markers if token in tokenizer.all_special_ids] == list(range(len(SPECIAL_TOKENS)))
+
+
+def test_special_tokens_have_the_first_ids(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(range(len(SPECIAL_TOKENS))) == SPECIAL_TOKENS
+    assert sorted(tokenizer.all_special_ids) == list(range(len(SPECIAL_TOKENS)))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 1)
+
+
+def test_the_vocabulary_has_exactly_the_size_asked_for(tokenizer):
+    assert len(tokenizer) == tokenizer.vocab_size == 1000
+    assert sorted(tokenizer.get_vocab().values()) == list(range(1000))
+
+
+def test_a_text_begins_as_a_document_does_unless_asked_not_to(tokenizer):
+    bare = tokenizer("Aspirin", add_special_tokens=False).input_ids
+    assert tokenizer("Aspirin").input_ids == [tokenizer.eos_token_id, *bare]
+    assert tokenizer.eos_token_id not in bare
+
+
+def test_batches_are_padded_on_the_left(tokenizer):
+    batch = tokenizer(["Aspirin", "Aspirin inhibits cyclooxygenase-1."], padding=True)
+    padding = len(batch.input_ids[1]) - len(tokenizer("Aspirin").input_ids)
+    assert padding > 0
+    assert batch.input_ids[0] == [1] * padding + tokenizer("Aspirin").input_ids
+    assert batch.attention_mask[0] == [0] * padding + [1] * (len(batch.input_ids[1]) - padding)
+
+
+def test_limits_and_chat_template_are_those_of_a_base_model(tokenizer):
+    assert tokenizer.model_max_length == 1024
+    assert tokenizer.chat_template is None
+    assert not tokenizer.split_special_tokens
+
+
+def test_a_chat_template_can_use_the_reserved_markers(tokenizer):
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    chat = [{"role": "user", "content": "Aspirin?"}, {"role": "assistant", "content": "Yes."}]
+    ids = tokenizer.apply_chat_template(chat, chat_template=template, return_dict=False)
+    assert [token for token in ids if token < len(SPECIAL_TOKENS)] == [3, 5, 4, 5]
+
+
+def test_the_split_is_gpt2s(tokenizer):
+    # The expression by which GPT-2 was published; llama.cpp knows it by the name "gpt-2".
+    gpt2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    for text in hard_texts():
+        pieces = [text[start:end] for _, (start, end) in splitter.pre_tokenize_str(text)]
+        assert pieces == gpt2.findall(text)
+
+
+def test_saved_files_name_no_code(tokenizer_folder):
+    config = json.loads((tokenizer_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["tokenizer_class"] == "TokenizersBackend"
+    assert "auto_map" not in config
+    assert not config.get("split_special_tokens", False)
+    assert not list(tokenizer_folder.glob("*.py"))
+
+
+LOAD_AND_SAVE = """
+import sys
+from transformers import AutoTokenizer
+source, target, trust = sys.argv[1], sys.argv[2], {"True": True, "False": False, "None": None}[sys.argv[3]]
+tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+tokenizer.save_pretrained(target)
+print(tokenizer("Aspirin inhibits").input_ids, tokenizer.padding_side, tokenizer.pad_token_id)
+"""
+
+
+@pytest.mark.parametrize("trust", ["True", "False", "None"])
+def test_it_loads_in_a_clean_process_with_and_without_trust_and_again_after_saving(
+    tokenizer, tokenizer_folder, tmp_path, trust
+):
+    answers = []
+    for source, target in ((tokenizer_folder, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
+        command = [sys.executable, "-c", LOAD_AND_SAVE, str(source), str(target), trust]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout)
+        assert (target / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
+        assert "auto_map" not in (target / "tokenizer_config.json").read_text(encoding="utf-8")
+    assert answers == [f"{tokenizer('Aspirin inhibits').input_ids} left 1\n"] * 2
+
+
+def test_the_class_opens_what_it_saved_and_saves_it_the_same(repository, tokenizer, tokenizer_folder, tmp_path):
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))
+    own = architecture.from_pretrained(tokenizer_folder)
+    assert own(SENTENCES).input_ids == tokenizer(SENTENCES).input_ids
+    own.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
+
+
+def test_an_untrained_tokenizer_is_lossless_too(repository):
+    untrained = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))()
+    assert len(untrained) == len(SPECIAL_TOKENS) + 256
+    texts = hard_texts()
+    ids = untrained(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    assert untrained.batch_decode(ids) == texts
+    assert [len(tokens) for tokens in ids] == [len(text.encode()) for text in texts]
+
+
+def test_training_again_gives_the_same_bytes(corpus, tokenizer_folder, run_script, tmp_path):
+    arguments = ("train_tokenizer", "--corpus", corpus, "--output", tmp_path / "again", "--vocab-size", 1000)
+    done = run_script(*arguments, env={"TOKENIZERS_PARALLELISM": "true"})
+    assert done.returncode == 0, done.stderr
+    for file in tokenizer_folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_report_counts_the_validation_split(corpus, tokenizer_folder):
+    report = json.loads((tokenizer_folder / "training_report.json").read_text(encoding="utf-8"))
+    rows = pq.read_table(corpus / "validation").to_pylist()
+    texts = [f"{row['title']}\n{row['text']}" for row in rows]
+    plain = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    tokens = sum(len(plain.encode(text, add_special_tokens=False)) for text in texts)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert report["validation"] == {
+        "documents": 20,
+        "tokens": tokens,
+        "bytes": num_bytes,
+        "bytes_per_token": pytest.approx(num_bytes / tokens, abs=1e-4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "complaint"), [(30_000, "too little text for vocab_size 30000"), (100, "vocab_size 100 is too small")]
+)
+def test_a_vocabulary_that_cannot_be_is_refused_in_one_line(corpus, run_script, tmp_path, vocab_size, complaint):
+    done = run_script("train_tokenizer", "--corpus", corpus, "--output", tmp_path / "t", "--vocab-size", vocab_size)
+    assert done.returncode == 1
+    assert complaint in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_without_a_training_split_is_refused_in_one_line(run_script, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    done = run_script("train_tokenizer", "--corpus", tmp_path / "corpus", "--output", tmp_path / "tokenizer")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'corpus' / 'train'}: no Parquet files" in done.stderr
+    assert "Traceback" not in done.stderr
