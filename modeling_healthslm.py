@@ -220,32 +220,41 @@ def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | No
 
     Args:
         position_ids: (batch, length).
-        attention_mask: (batch, length), 0 for padding, or None. Padding next to a document is numbered apart from it.
+        attention_mask: (batch, at least length), 0 for padding, or None. Padding may stand before, between and after
+            documents; its own positions mean nothing, and within a document they may have been counted or not.
 
     Returns:
         Document numbers (batch, length), or None where each row holds a single one. While compiling, values cannot be
         looked at, so the numbers are always returned.
     """
-    starts = position_ids.diff(dim=-1) != 1
-    if not torch.compiler.is_compiling() and not starts.any():
+    length = position_ids.shape[1]
+    token = torch.ones_like(position_ids) if attention_mask is None else attention_mask[:, :length]
+    token = token.to(position_ids.device, torch.bool)
+    index = torch.arange(length, device=position_ids.device)
+    last = torch.where(token, index, -1).cummax(dim=-1).values[:, :-1]  # the last token before each but the first
+    step = position_ids[:, 1:] - position_ids.gather(1, last.clamp(min=0))
+    restarts = token[:, 1:] & (last >= 0) & ((step < 1) | (step > index[1:] - last))
+    if not torch.compiler.is_compiling() and not restarts.any():
         return None
-    if attention_mask is not None:
-        starts = starts | attention_mask.bool().diff(dim=-1)
-    return nn.functional.pad(starts, (1, 0)).cumsum(-1)
+    first = token[:, 1:] & (last < 0)  # sets padding at the front of the row apart
+    return nn.functional.pad(restarts | first, (1, 0)).cumsum(dim=-1)
 
 
-def varlen_kwargs(documents: torch.Tensor) -> dict[str, torch.Tensor | int]:
-    """Describe documents (batch, length) as flash attention wants them: offsets into the flattened batch."""
-    rows = torch.arange(documents.shape[0], device=documents.device).unsqueeze(1)
-    flat = (documents + rows * documents.shape[1]).flatten()
-    starts = nn.functional.pad(flat.diff() != 0, (1, 0), value=True).nonzero().flatten()
-    offsets = nn.functional.pad(starts, (0, 1), value=flat.numel()).to(torch.int32)
-    longest = int(offsets.diff().max())
+def varlen_kwargs(documents: torch.Tensor, kv_length: int) -> dict[str, torch.Tensor | int]:
+    """Describe documents (batch, length) as flash attention wants them: offsets into the flattened batch.
+
+    Keys beyond `length` are slots that a static cache has not filled yet: a stretch of keys without queries.
+    """
+    batch, length = documents.shape
+    rows = torch.arange(batch, device=documents.device).unsqueeze(1) * (length + 1)
+    numbers = nn.functional.pad(documents, (0, kv_length - length), value=length) + rows
+    numbers, key_lengths = numbers.flatten().unique_consecutive(return_counts=True)
+    query_lengths = key_lengths.where(numbers % (length + 1) != length, 0)
     return {
-        "cu_seq_lens_q": offsets,
-        "cu_seq_lens_k": offsets,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "cu_seq_lens_q": nn.functional.pad(query_lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+        "cu_seq_lens_k": nn.functional.pad(key_lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+        "max_length_q": int(query_lengths.max()),
+        "max_length_k": int(key_lengths.max()),
     }
 
 
@@ -298,28 +307,30 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
         length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        # Serving backends (vLLM, SGLang) take no masks: they keep the sequences of a flattened batch apart themselves.
-        takes_masks = self.config._attn_implementation in ALL_MASK_ATTENTION_FUNCTIONS
-        flash, bounds_given = is_flash_attention_requested(self.config), "cu_seq_lens_q" in kwargs
+        flash = is_flash_attention_requested(self.config)
+        # Serving engines (vLLM, SGLang), and bounds handed to flash attention, keep documents apart without our help.
+        kept_apart = self.config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS
+        kept_apart = kept_apart or (flash and "cu_seq_lens_q" in kwargs)
         documents = None
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
-        elif length > 1 and takes_masks and not (flash and bounds_given):
+        elif length > 1 and not kept_apart:
             documents = self._find_documents(inputs_embeds, attention_mask, position_ids, past_length)
-        if documents is None and takes_masks and not bounds_given:
-            self._warn_beyond_context(length, past_length)
+        if not kept_apart:
+            self._warn_beyond_context(length, past_length, position_ids if documents is not None else None)
 
         same_document = None
-        if documents is not None and flash:
-            # Padding is a document of its own by now, which makes the mask superfluous.
-            kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents)}, None
-        elif documents is not None:
+        if documents is not None:
             # A static cache has room for more keys than there are yet: these belong to no document.
             kv_length = past_key_values.get_mask_sizes(length, 0)[0] if past_key_values is not None else length
-            documents = nn.functional.pad(documents, (0, kv_length - length), value=-1)
+            if flash:
+                # Padding stands at the front of a row or behind a document, where causality hides it.
+                kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents, kv_length)}, None
+            else:
+                documents = nn.functional.pad(documents, (0, kv_length - length), value=-1)
 
-            def same_document(batch_idx, head_idx, q_idx, kv_idx):
-                return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
+                def same_document(batch_idx, head_idx, q_idx, kv_idx):
+                    return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
 
         causal_mask = create_causal_mask(
             config=self.config,
@@ -351,15 +362,37 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
             return None
         return find_documents(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
 
-    def _warn_beyond_context(self, length: int, past_length: int | torch.Tensor) -> None:
-        if isinstance(past_length, int):
-            length += past_length
+    def _warn_beyond_context(
+        self, length: int, past_length: int | torch.Tensor, packed_position_ids: torch.Tensor | None
+    ) -> None:
+        """Warn when a sequence first reaches beyond the context, from shapes alone unless a row holds several."""
+        if torch.compiler.is_compiling():  # a comparison would bind the graph to this length
+            return
         context = self.config.max_position_embeddings
-        if not torch.compiler.is_compiling() and length > context:  # compiled, the comparison would bind the graph
+        past_length = past_length if isinstance(past_length, int) else 0
+        if not past_length <= context < past_length + length:
+            return
+        length += past_length
+        if packed_position_ids is not None:
+            length = int(packed_position_ids.max()) + 1
+        if length > context:
             logger.warning_once(
                 f"A sequence of {length} tokens is longer than the {context} of this model's context: it was trained "
                 "on nothing as long, and what it gives beyond is not to be trusted."
             )
+
+
+def select_positions(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
+    """Take positions of hidden_states (batch, length, hidden_size): an int for the last so many (0 for all), (count,)
+    for the same ones of each row, (batch, count) for those of each row; or a boolean (batch, length), which flattens
+    the two dimensions into one."""
+    if isinstance(positions, int):
+        return hidden_states[:, -positions:]
+    if positions.ndim == 1:
+        return hidden_states[:, positions]
+    if positions.dtype == torch.bool:
+        return hidden_states[positions]
+    return hidden_states.take_along_dim(positions.unsqueeze(-1), dim=1)
 
 
 class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
@@ -369,6 +402,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: HealthSLMConfig):
         super().__init__(config)
@@ -394,7 +428,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
         """
         Args:
             labels: (batch, length), the input ids themselves: the shift by one happens here. -100 is not counted.
-            logits_to_keep: How many of the last positions to project, 0 for all; or the positions.
+            logits_to_keep: What to project onto the vocabulary, see `select_positions`.
             skip_logits: Compute the loss in chunks and return no logits: the same value and gradients in a fraction
                 of the memory. `shift_labels` (already shifted) and `num_items_in_batch` (the loss is then a sum
                 divided by it) work as without it.
@@ -417,8 +451,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
         if skip_logits:
             loss = self._chunked_loss(hidden_states, labels, **kwargs)
         else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept, :])
+            logits = self.lm_head(select_positions(hidden_states, logits_to_keep))
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
