@@ -18,6 +18,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -54,8 +55,8 @@ class Field:
 def run(function: Callable[[Options], None], options_class: type[Options]) -> None:
     """Call `function` with the options that the user gave, and report the user's errors in one line.
 
-    The exit status is 1 after an error of the user's or of the file system, 2 after wrong usage and 130 when
-    interrupted. Any other exception is a mistake of ours and keeps its traceback.
+    The exit status is 1 after an error of the user's or of the file system, 2 after wrong usage, and what shells expect
+    when interrupted or when nobody reads the output. Any other exception is a mistake of ours and keeps its traceback.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
@@ -65,6 +66,9 @@ def run(function: Callable[[Options], None], options_class: type[Options]) -> No
         _exit(f"error: {error} (see --help)", 2)
     except UserError as error:
         _exit(f"error: {error}", 1)
+    except BrokenPipeError:  # head, or whoever reads our output, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise

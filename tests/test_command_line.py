@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -202,6 +203,9 @@ def act(options: ActOptions) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         case "interrupt":
             raise KeyboardInterrupt
+        case "stream":
+            while True:
+                print("text", flush=True)
         case "break":
             raise ValueError("a mistake of ours")
 
@@ -216,10 +220,10 @@ def act(tmp_path: Path):
     """Run a script that uses the command line, in a process of its own."""
     (tmp_path / "act.py").write_text(SCRIPT, encoding="utf-8")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, pipe: str = "") -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "COLUMNS": "120"}
-        command = [sys.executable, str(tmp_path / "act.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        command = f"set -o pipefail; {shlex.join([sys.executable, 'act.py', *arguments])} {pipe}"
+        return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run
 
@@ -239,6 +243,11 @@ def act(tmp_path: Path):
 def test_an_error_of_the_user_is_one_line_and_a_status(act, arguments: list[str], status: int, message: str) -> None:
     done = act(*arguments)
     assert (done.returncode, done.stderr, done.stdout) == (status, message + "\n", "")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_script_quietly(act) -> None:
+    done = act("--act", "stream", pipe="| head -n 1")
+    assert (done.returncode, done.stderr, done.stdout) == (141, "", "text\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(act) -> None:
