@@ -1,8 +1,9 @@
-"""Candidates for the corpus: the documents of all sources in one form, from which held-out ones and copies then leave."""
+"""Candidates for the corpus: the documents of all sources in one form, from which held-out ones and copies then leave.
+
+The blocks of the pipelines `collect` and `write` of `healthslm.corpus`, and the query between the two.
+"""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from datatrove.pipeline.writers import ParquetWriter
 from healthslm.documents import DOCUMENT_SCHEMA, split_of, text_hash
 from healthslm.errors import UserError
 from healthslm.queries import run_query
-from healthslm.sources import ID_COLUMNS, Source, read_source_documents
+from healthslm.sources import ID_COLUMNS, Source
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -32,30 +33,31 @@ HELD_OUT_SCHEMA = pa.schema({"id": pa.string(), "text_hash": pa.string()})
 _TRUNCATED = re.compile(r"ABSTRACT TRUNCATED(?: AT \d+ WORDS)?\W*$")
 
 
-@dataclass(frozen=True)
-class Input:
-    """A file of documents, or a data set of the Hub, with a name that no other input has."""
+class SourceReader(PipelineStep):
+    """Yields the documents of its share of the sources, each with its place among all documents."""
 
-    name: str
-    location: str
-    read: Callable[[], Iterator[Document]]
-
-
-class InputReader(PipelineStep):
-    """Yields the documents of its share of the inputs, each with its place among all documents."""
-
-    name = "inputs"
+    name = "sources"
     type = "📖 - READER"
 
-    def __init__(self, inputs: list[Input]):
+    def __init__(self, sources: list[Source]):
         super().__init__()
-        self.inputs = inputs
+        self.sources = sources
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for priority in range(rank, len(self.inputs), world_size):
-            for position, document in enumerate(self.inputs[priority].read()):
-                document.metadata |= {"file": self.inputs[priority].name, "position": position, "priority": priority}
+        for priority in range(rank, len(self.sources), world_size):
+            source = self.sources[priority]
+            for position, document in enumerate(source.read()):
+                document.metadata |= {"file": source.name, "position": position, "priority": priority}
                 yield document
+
+
+def unusable(document: Document, min_words: int) -> str | None:
+    """The reason why a document is of no use as a text, if there is one."""
+    if not document.text:
+        return "no_abstract" if document.metadata["kind"] == "abstract" else "no_text"
+    if _TRUNCATED.search(document.text):
+        return "truncated"
+    return "too_short" if len(document.text.split()) < min_words else None
 
 
 class Fingerprint(PipelineStep):
@@ -71,31 +73,10 @@ class Fingerprint(PipelineStep):
             yield document
 
 
-def unusable(document: Document, min_words: int) -> str | None:
-    """The reason why a document is of no use as a text, if there is one."""
-    if not document.text:
-        return "no_abstract" if document.metadata["kind"] == "abstract" else "no_text"
-    if _TRUNCATED.search(document.text):
-        return "truncated"
-    return "too_short" if len(document.text.split()) < min_words else None
-
-
-def retraction(document: Document) -> str | None:
-    """`retracted` or `retraction_notice`, where PubMed says so."""
-    return document.metadata["retraction"]
-
-
 def candidate_writer(candidates: Path) -> ParquetWriter:
-    """The block that writes one Parquet file of candidates for each input."""
+    """The block that writes one Parquet file of candidates for each source."""
     return ParquetWriter(
         str(candidates), "${file}.parquet", "zstd", adapter=_row, schema=CANDIDATE_SCHEMA, max_file_size=-1
-    )
-
-
-def corpus_writer(corpus: Path) -> ParquetWriter:
-    """The block that writes one Parquet file of documents for each input into the folder of each split."""
-    return ParquetWriter(
-        str(corpus), "${split}/${file}.parquet", "zstd", adapter=_row, schema=DOCUMENT_SCHEMA, max_file_size=-1
     )
 
 
@@ -104,18 +85,53 @@ def _row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
     return {column: values[column] for column in writer.schema.names}
 
 
-def read_candidates(path: Path) -> Iterator[Document]:
-    """Yield the candidates of one file; none where none of an input's documents became one."""
-    if not path.exists():
-        return
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(1024):
-            for row in batch.to_pylist():
-                yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+def write_held_out(sources: list[Source], output: Path) -> None:
+    """Write ids and text hashes of all held-out documents to one Parquet file.
+
+    Raises:
+        UserError: a source cannot be read, or holds a document with neither id nor text.
+    """
+    rows = []
+    for source in sources:
+        for number, document in enumerate(source.read(), start=1):
+            if not (document.id or document.text):
+                raise UserError(f"{source.location}: row {number:,}: neither {' or '.join(ID_COLUMNS)} nor a text")
+            rows.append({"id": document.id or None, "text_hash": text_hash(document.text) if document.text else None})
+    pq.write_table(pa.Table.from_pylist(rows, HELD_OUT_SCHEMA), output)
+
+
+def list_duplicates(candidates: Path, held_out: Path, output: Path) -> None:
+    """List the candidates that are held out, or have the id or the text of one in front of them (see `ListedFilter`).
+
+    Reasons: `held_out`, `duplicate_id`, `duplicate_text`.
+    """
+    run_query(
+        """
+        WITH keys AS (
+            SELECT file, position, priority, id, text_hash,
+                   id IN (SELECT id FROM read_parquet($held_out) WHERE id IS NOT NULL) OR text_hash IN
+                   (SELECT text_hash FROM read_parquet($held_out) WHERE text_hash IS NOT NULL) AS held_out
+            FROM read_parquet($candidates)
+        ), ranked AS (
+            SELECT *,
+                   row_number() OVER (PARTITION BY held_out, id ORDER BY priority, position) AS id_rank,
+                   row_number() OVER (PARTITION BY held_out, text_hash ORDER BY priority, position) AS text_rank
+            FROM keys
+        )
+        SELECT file, position,
+               CASE WHEN held_out THEN 'held_out' WHEN id_rank > 1 THEN 'duplicate_id' ELSE 'duplicate_text' END
+               AS reason
+        FROM ranked
+        WHERE held_out OR id_rank > 1 OR text_rank > 1
+        ORDER BY file, position
+        """,
+        {"held_out": str(held_out), "candidates": str(candidates / "*.parquet")},
+        output,
+    )
 
 
 class CandidateReader(PipelineStep):
-    """Yields the candidates of its share of the files."""
+    """Yields the candidates of its share of the files; none where no document of a source became one."""
 
     name = "candidates"
     type = "📖 - READER"
@@ -125,8 +141,16 @@ class CandidateReader(PipelineStep):
         self.paths = paths
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for path in self.paths[rank::world_size]:
-            yield from read_candidates(path)
+        for path in filter(Path.exists, self.paths[rank::world_size]):
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    for row in batch.to_pylist():
+                        yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+
+
+def retraction(document: Document) -> str | None:
+    """`retracted` or `retraction_notice`, where PubMed says so."""
+    return document.metadata["retraction"]
 
 
 class Split(PipelineStep):
@@ -146,47 +170,8 @@ class Split(PipelineStep):
             yield document
 
 
-def write_held_out(sources: list[Source], output: Path) -> None:
-    """Write ids and text hashes of all held-out documents to one Parquet file.
-
-    A number as id is taken for a PMID here: to hold out too much does no harm.
-
-    Raises:
-        UserError: a file cannot be read, or holds a document with neither id nor text.
-    """
-    rows = []
-    for source in sources:
-        for number, document in enumerate(read_source_documents(source, default_kind="abstract"), start=1):
-            if not (document.id or document.text):
-                raise UserError(f"{source.location}: row {number:,}: neither {' or '.join(ID_COLUMNS)} nor a text")
-            rows.append({"id": document.id or None, "text_hash": text_hash(document.text) if document.text else None})
-    pq.write_table(pa.Table.from_pylist(rows, HELD_OUT_SCHEMA), output)
-
-
-def list_duplicates(candidates: Path, held_out: Path, output: Path) -> None:
-    """List the candidates that are held out, or have the id or the text of one in front of them (see `ListedFilter`).
-
-    Reasons: `held_out`, `duplicate_id`, `duplicate_text`.
-    """
-    run_query(
-        """
-        WITH keys AS (
-            SELECT file, position, priority, id, text_hash,
-                   id IN (SELECT id FROM read_parquet($held_out) WHERE id IS NOT NULL)
-                   OR text_hash IN (SELECT text_hash FROM read_parquet($held_out) WHERE text_hash IS NOT NULL) AS held_out
-            FROM read_parquet($candidates)
-        ), ranked AS (
-            SELECT *,
-                   row_number() OVER (PARTITION BY held_out, id ORDER BY priority, position) AS id_rank,
-                   row_number() OVER (PARTITION BY held_out, text_hash ORDER BY priority, position) AS text_rank
-            FROM keys
-        )
-        SELECT file, position,
-               CASE WHEN held_out THEN 'held_out' WHEN id_rank > 1 THEN 'duplicate_id' ELSE 'duplicate_text' END AS reason
-        FROM ranked
-        WHERE held_out OR id_rank > 1 OR text_rank > 1
-        ORDER BY file, position
-        """,
-        {"held_out": str(held_out), "candidates": str(candidates / "*.parquet")},
-        output,
+def corpus_writer(corpus: Path) -> ParquetWriter:
+    """The block that writes one Parquet file of documents for each source into the folder of each split."""
+    return ParquetWriter(
+        str(corpus), "${split}/${file}.parquet", "zstd", adapter=_row, schema=DOCUMENT_SCHEMA, max_file_size=-1
     )

@@ -2,7 +2,7 @@
 
     pubmed/ -> records/ -> corpus/{train,validation,test}/
 
-A step is a datatrove pipeline with one task for each input file, or a query over the files of the step before:
+A step is a datatrove pipeline with one task for each file, or a query over the files of the step before:
 
     parse            PubMed's XML, file by file, to records
     list_outdated    the records that a later record or a deletion replaces
@@ -25,8 +25,7 @@ from typing import Any
 from healthslm.candidates import (
     CandidateReader,
     Fingerprint,
-    Input,
-    InputReader,
+    SourceReader,
     Split,
     candidate_writer,
     corpus_writer,
@@ -40,12 +39,12 @@ from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
 from healthslm.pipeline import DropFilter, ListedFilter, run_tasks
 from healthslm.records import PubmedReader, file_name, list_outdated, read_record_documents, record_writer
-from healthslm.report import corpus_report, summary
-from healthslm.sources import find_sources, read_source_documents
+from healthslm.report import REPORT, corpus_report, summary
+from healthslm.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
-_PUBMED_NAME = re.compile(r"pubmed(\d\d)n\d+")
+_YEAR_OF_FILE = re.compile(r"pubmed(\d\d)n\d+\.xml")
 
 
 @dataclass
@@ -55,9 +54,9 @@ class CorpusOptions:
     output: Path
     """Folder to write the corpus to."""
     pubmed: Path | None = None
-    """Folder of PubMed's XML files, .xml or .xml.gz: NCBI's baseline/ and updatefiles/ in it, or else the files in it."""
+    """Folder with PubMed's XML files (.xml, .xml.gz), or with NCBI's folders baseline/ and updatefiles/ of them."""
     records: Path | None = None
-    """Folder to write PubMed's records to; left out: records/ beside the corpus."""
+    """Folder to write PubMed's records to; when left out, records/ beside the corpus."""
     sources: list[str] = field(default_factory=list)
     """Other text: files, folders or patterns of .parquet, .jsonl and .txt, or hub:NAME for a data set of the Hub."""
     held_out: list[str] = field(default_factory=list)
@@ -67,7 +66,7 @@ class CorpusOptions:
     test_fraction: float = 0.005
     """Share of the documents that becomes the test split."""
     min_words: int = 20
-    """Documents of fewer words are dropped."""
+    """Documents with a text of fewer words are dropped."""
     workers: int = 0
     """Processes at once; 0: one for each core."""
 
@@ -78,44 +77,64 @@ def build_corpus(options: CorpusOptions) -> None:
     Raises:
         UserError: an input is missing, damaged or of no known format, or no document is left to train on.
     """
-    if min(options.validation_fraction, options.test_fraction) < 0:
-        raise UserError("validation_fraction and test_fraction must not be negative")
-    if options.validation_fraction + options.test_fraction >= 1:
-        raise UserError("validation_fraction and test_fraction leave nothing to train on: their sum must be below 1")
+    _check(options)
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
     names = [file_name(path) for path in pubmed_files]
     sources = find_sources(options.sources, taken=names)
-    held_out_sources = find_sources(options.held_out)
+    # A number as id is a PMID here, whatever the kind of text: to hold out too much does no harm.
+    held_out = find_sources(options.held_out, default_kind="abstract")
     if not pubmed_files and not sources:
         raise UserError("nothing to read: give --pubmed FOLDER, --sources FILES, or both")
 
     with replacing(options.output) as corpus:
-        work, logs = corpus / "work", corpus / "logs"
-        for folder in (work, logs, *(corpus / split for split in SPLITS)):
+        work = corpus / "work"
+        for folder in (work, *(corpus / split for split in SPLITS)):
             folder.mkdir(parents=True)
-        write_held_out(held_out_sources, work / "held_out.parquet")
-
-        inputs = [Input(source.name, source.location, partial(read_source_documents, source)) for source in sources]
-        outdated = work / "outdated.parquet"
+        write_held_out(held_out, work / "held_out.parquet")
         if pubmed_files:
-            records = options.records or options.output.parent / "records"
-            parse(pubmed_files, records, options.workers, logs / "parse")
-            list_outdated(records, outdated)
-            inputs = [
-                Input(name, str(path), partial(read_record_documents, records / f"{name}.parquet"))
+            records = _records_folder(options)
+            parse(pubmed_files, records, options.workers, work)
+            list_outdated(records, work / "outdated.parquet")
+            sources = [
+                Source(name, str(path), partial(read_record_documents, records / f"{name}.parquet"))
                 for name, path in zip(names, pubmed_files, strict=True)
-            ] + inputs
-        candidates, duplicates = work / "candidates", work / "duplicates.parquet"
-        collect(inputs, outdated, candidates, options, logs / "collect")
-        list_duplicates(candidates, work / "held_out.parquet", duplicates)
-        write(inputs, candidates, duplicates, corpus, options, logs / "write")
+            ] + sources
+        collect(sources, work, options)
+        list_duplicates(work / "candidates", work / "held_out.parquet", work / "duplicates.parquet")
+        write(sources, work, corpus, options)
 
-        report = corpus_report(inputs, held_out_sources, _settings(options), corpus)
+        report = corpus_report(sources, held_out, _settings(options), work / "logs", corpus)
         if report["splits"]["train"]["documents"] == 0:
-            raise UserError(f"no document is left to train on; dropped: {report['dropped']}")
-        write_json(corpus / "report.json", report)
+            raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
+        write_json(corpus / REPORT, report)
         shutil.rmtree(work)
     logger.info("%s", summary(report))
+
+
+def _check(options: CorpusOptions) -> None:
+    """Refuse options that cannot work, and to replace a folder that no earlier run has written."""
+    if min(options.validation_fraction, options.test_fraction) < 0:
+        raise UserError("validation_fraction and test_fraction must not be negative")
+    if options.validation_fraction + options.test_fraction >= 1:
+        raise UserError("validation_fraction and test_fraction must leave something to train on: a sum below 1")
+    records, output = _records_folder(options), options.output
+    if records.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(records.resolve()):
+        raise UserError(f"{records}: records and corpus need folders of their own, and one lies in the other")
+    for folder, is_ours in ((output, _is_corpus), (records, _is_records)):
+        if folder.exists() and not is_ours(folder):
+            raise UserError(f"{folder}: holds other things than an earlier run's output, and would be replaced")
+
+
+def _records_folder(options: CorpusOptions) -> Path:
+    return options.records or options.output.parent / "records"
+
+
+def _is_corpus(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / REPORT).exists() or not any(folder.iterdir()))
+
+
+def _is_records(folder: Path) -> bool:
+    return folder.is_dir() and all(path.suffix == ".parquet" for path in folder.iterdir())
 
 
 def _settings(options: CorpusOptions) -> dict[str, Any]:
@@ -124,7 +143,7 @@ def _settings(options: CorpusOptions) -> dict[str, Any]:
 
 
 def find_pubmed_files(folder: Path) -> list[Path]:
-    """The XML files below a folder, in the order in which their records apply: that of their names.
+    """The XML files of a folder, in the order in which their records apply: that of their names.
 
     Raises:
         UserError: there are none, two have one name, or they are of two years: each year replaces all files before it.
@@ -134,44 +153,49 @@ def find_pubmed_files(folder: Path) -> list[Path]:
     folders = [path for path in (folder / "baseline", folder / "updatefiles") if path.is_dir()] or [folder]
     files = [path for inner in folders for path in inner.iterdir() if path.name.endswith((".xml", ".xml.gz"))]
     if not files:
-        raise UserError(f"{folder}: no PubMed files (.xml or .xml.gz) in it")
+        raise UserError(f"{folder}: no PubMed files (.xml, .xml.gz) in it")
     files.sort(key=lambda path: path.name)
-    for first, second in zip(files, files[1:], strict=False):
-        if file_name(first) == file_name(second):
-            raise UserError(f"{second}: has the name of {first}: remove one of them")
-        years = [match[1] for path in (first, second) if (match := _PUBMED_NAME.match(path.name))]
-        if len(set(years)) > 1:
-            raise UserError(f"{second}: of another year than {first}: never mix two years of PubMed's files")
+    by_name: dict[str, Path] = {}
+    by_year: dict[str, Path] = {}
+    for path in files:
+        other = by_name.setdefault(file_name(path), path)
+        if other is not path:
+            raise UserError(f"{path}: has the name of {other}: remove one of them")
+        if match := _YEAR_OF_FILE.match(path.name):
+            by_year.setdefault(match[1], path)
+    if len(by_year) > 1:
+        first, second, *_ = by_year.values()
+        raise UserError(f"{second}: of another year than {first}: PubMed's files of one year replace all earlier ones")
     return files
 
 
-def parse(files: list[Path], records: Path, workers: int, logs: Path) -> None:
+def parse(files: list[Path], records: Path, workers: int, work: Path) -> None:
     """Turn PubMed's XML files into Parquet files of records, of the same names."""
     with replacing(records) as new:
-        run_tasks("parse", [PubmedReader(files), record_writer(new)], len(files), workers, logs)
+        blocks = [PubmedReader(files), record_writer(new)]
+        run_tasks("parse", blocks, len(files), workers, work / "logs")
 
 
-def collect(inputs: list[Input], outdated: Path, candidates: Path, options: CorpusOptions, logs: Path) -> None:
-    """Turn all inputs into candidates: the documents that are current and whole."""
+def collect(sources: list[Source], work: Path, options: CorpusOptions) -> None:
+    """Turn all sources into candidates: the documents that are current and whole."""
+    outdated = work / "outdated.parquet"
     blocks = [
-        InputReader(inputs),
+        SourceReader(sources),
         *([ListedFilter(outdated)] if outdated.exists() else []),
         DropFilter(partial(unusable, min_words=options.min_words)),
         Fingerprint(),
-        candidate_writer(candidates),
+        candidate_writer(work / "candidates"),
     ]
-    run_tasks("collect", blocks, len(inputs), options.workers, logs)
+    run_tasks("collect", blocks, len(sources), options.workers, work / "logs")
 
 
-def write(
-    inputs: list[Input], candidates: Path, duplicates: Path, corpus: Path, options: CorpusOptions, logs: Path
-) -> None:
+def write(sources: list[Source], work: Path, corpus: Path, options: CorpusOptions) -> None:
     """Write the candidates that stay to the splits of the corpus."""
     blocks = [
-        CandidateReader([candidates / f"{input.name}.parquet" for input in inputs]),
-        ListedFilter(duplicates),
+        CandidateReader([work / "candidates" / f"{source.name}.parquet" for source in sources]),
+        ListedFilter(work / "duplicates.parquet"),
         DropFilter(retraction),
         Split(options.validation_fraction, options.test_fraction),
         corpus_writer(corpus),
     ]
-    run_tasks("write", blocks, len(inputs), options.workers, logs)
+    run_tasks("write", blocks, len(sources), options.workers, work / "logs")

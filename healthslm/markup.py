@@ -29,8 +29,10 @@ def inner_text(element: etree._Element | None) -> str:
 
 def _append_children(element: etree._Element, pieces: list[str]) -> None:
     for child in element:
-        if isinstance(child.tag, str):  # neither a comment nor a processing instruction
+        if isinstance(child.tag, str):
             _append_child(child, pieces)
+        elif child.tag is etree.Entity:  # unknown without a DTD: kept as it is written
+            pieces.append(child.text)
         pieces.append(child.tail or "")
 
 

@@ -21,17 +21,16 @@ from tqdm import tqdm
 loguru.logger.remove()
 
 
-def run_tasks(description: str, blocks: list[PipelineStep], tasks: int, workers: int, logs: Path) -> None:
-    """Run the pipeline `blocks` once for each of `tasks` inputs, on `workers` processes (0: one for each core).
+def run_tasks(step: str, blocks: list[PipelineStep], tasks: int, workers: int, logs: Path) -> None:
+    """Run the pipeline `blocks` as so many tasks, each of which has one input, on `workers` processes (0: one a core).
 
-    Logs, completion markers and statistics of each task lie in `logs`; the terminal shows a progress bar alone.
+    Log, completion marker and statistics of each task go to the folder of the step in `logs`; the terminal shows a
+    progress bar alone.
     """
-    executor = _QuietExecutor(
-        blocks, tasks=tasks, workers=min(tasks, workers or os.cpu_count() or 1), logging_dir=str(logs)
-    )
-    with _progress(description, tasks, logs / "completions"):
-        with redirect_stderr(io.StringIO()):
-            executor.run()
+    workers = min(tasks, workers or os.cpu_count() or 1)
+    executor = _QuietExecutor(blocks, tasks=tasks, workers=workers, logging_dir=str(logs / step))
+    with _progress(step, tasks, logs / step / "completions"), redirect_stderr(io.StringIO()):
+        executor.run()
 
 
 class _QuietExecutor(LocalPipelineExecutor):
@@ -43,7 +42,7 @@ class _QuietExecutor(LocalPipelineExecutor):
 
 
 @contextmanager
-def _progress(description: str, tasks: int, completions: Path) -> Iterator[None]:
+def _progress(step: str, tasks: int, completions: Path) -> Iterator[None]:
     """Show how many tasks have left their completion marker, which works for every executor."""
     done = threading.Event()
 
@@ -55,7 +54,7 @@ def _progress(description: str, tasks: int, completions: Path) -> Iterator[None]
     def completed() -> int:
         return sum(1 for _ in completions.iterdir()) if completions.is_dir() else 0
 
-    with tqdm(total=tasks, desc=description, unit="file", file=sys.stderr) as bar:
+    with tqdm(total=tasks, desc=step, unit="file", file=sys.stderr) as bar:
         watcher = threading.Thread(target=watch, args=(bar,))
         watcher.start()
         try:
@@ -65,19 +64,21 @@ def _progress(description: str, tasks: int, completions: Path) -> Iterator[None]
             watcher.join()
 
 
-def task_counts(logs: Path, task: int) -> dict[str, int]:
-    """How many documents the filters of one task were given, and dropped by each reason, from its statistics."""
-    steps = [step["stats"] for step in json.loads((logs / "stats" / f"{task:05d}.json").read_text())]
-    filters = [stats for stats in steps if "forwarded" in stats or "dropped" in stats]
-    counts = {"read": _total(filters[0]["total"]) if filters else 0}
-    for stats in filters:
-        for name, value in stats.items():
-            if name.startswith("dropped_"):
-                counts[name.removeprefix("dropped_")] = _total(value)
-    return counts
+def filter_counts(logs: Path, step: str, task: int) -> tuple[int, dict[str, int]]:
+    """How many documents came to the first filter of a task, and how many each reason dropped, from its statistics."""
+    blocks = json.loads((logs / step / "stats" / f"{task:05d}.json").read_text())
+    filters = [block["stats"] for block in blocks if "forwarded" in block["stats"] or "dropped" in block["stats"]]
+    dropped = {
+        name.removeprefix("dropped_"): _total(value)
+        for stats in filters
+        for name, value in stats.items()
+        if name.startswith("dropped_")
+    }
+    return (_total(filters[0]["total"]) if filters else 0), dropped
 
 
 def _total(statistic: int | dict[str, int]) -> int:
+    """datatrove writes a count as a number alone where all its parts are 1."""
     return statistic["total"] if isinstance(statistic, dict) else statistic
 
 

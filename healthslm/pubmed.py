@@ -7,7 +7,7 @@ loaded, no entity of the file's own is resolved, no network is used. Memory hold
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ from healthslm.markup import inner_text
 
 Record = dict[str, Any]
 
-ROOTS = {"PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet"}  # MedlineCitationSet until 2015
+# The root of a file is PubmedArticleSet, or MedlineCitationSet until 2015, whose citations have no PubmedArticle.
 CITATIONS = {"MedlineCitation", "BookDocument"}
 NO_TITLE = {"[Not Available].", "[Not Available]", "[In Process Citation].", "[In Process Citation]"}
 RETRACTED_TYPES = {"Retracted Publication"}
@@ -58,8 +58,8 @@ def read_records(path: Path) -> Iterator[Record]:
                     count += 1
                     yield _empty_record(pmid, path, count) | {"deleted": True}
             _free(element)
-        if context.root.tag not in ROOTS:
-            raise UserError(f"{path}: not a file of PubMed citations: its root element is {context.root.tag}")
+        if count == 0:
+            raise UserError(f"{path}: no PubMed citation in it: its root element is {context.root.tag}")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -67,11 +67,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _refusing_bad_files(path: Path, count: Any) -> Iterator[None]:
+def _refusing_bad_files(path: Path, count: Callable[[], int]) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
     except EOFError as error:
         raise UserError(f"{path}: the gzip file is cut short, behind record {count():,}: fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:

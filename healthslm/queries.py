@@ -1,5 +1,6 @@
 """Queries over Parquet files by DuckDB, which sorts and groups more rows than memory holds."""
 
+import errno
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ def run_query(query: str, parameters: dict[str, Any], output: Path) -> None:
     Raises:
         OSError: the disk is full, or another failure of reading or writing.
     """
-    with _connection(output.parent) as connection:
-        connection.execute(f"COPY ({query}) TO '{_quoted(output)}' (FORMAT parquet, COMPRESSION zstd)", parameters)
+    target = str(output).replace("'", "''")
+    try:
+        with _connection(output.parent) as connection:
+            connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)", parameters)
+    except duckdb.IOException as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(output)) from error
 
 
 def fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -27,7 +32,3 @@ def fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 def _connection(spill: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill / "duckdb-spill")})
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

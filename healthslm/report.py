@@ -1,73 +1,84 @@
-"""The report of a corpus: what was read from each input, kept, and dropped by reason."""
+"""The report of a corpus: what was read from each source, kept, and dropped by reason."""
 
+import glob
 import hashlib
 import importlib.metadata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 import healthslm
-from healthslm.candidates import Input
 from healthslm.documents import SPLITS
-from healthslm.pipeline import task_counts
+from healthslm.pipeline import filter_counts
 from healthslm.queries import fetch_rows
 from healthslm.sources import HUB_PREFIX, Source
 
+REPORT = "report.json"
 LIBRARIES = ("datatrove", "lxml", "pyarrow", "duckdb", "datasets")
 
 
 def corpus_report(
-    inputs: list[Input], held_out: list[Source], settings: dict[str, Any], corpus: Path
+    sources: list[Source], held_out: list[Source], settings: dict[str, Any], logs: Path, corpus: Path
 ) -> dict[str, Any]:
-    """Everything that report.json tells. Of each input, read = kept + all dropped. It holds no date and no path, so
-    that the same input gives the same report."""
-    files = [_input_report(task, input, corpus) for task, input in enumerate(inputs)]
+    """Everything that report.json tells. In each source and in all, read = kept + the sum of dropped.
+
+    It holds no dates and no folders, so that the same input gives the same report.
+    """
+    files = [_source_report(task, source, logs, corpus) for task, source in enumerate(sources)]
     dropped = sum((Counter(file["dropped"]) for file in files), Counter())
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "read": sum(file["read"] for file in files),
         "kept": sum(file["kept"] for file in files),
         "dropped": dict(sorted(dropped.items())),
         "splits": {split: _split_report(corpus / split) for split in SPLITS},
         "settings": settings,
-        "held_out": [{"name": source.name, "sha256": sha256(source.location)} for source in held_out],
+        "held_out": [{"name": source.name, "sha256": _sha256(source.location)} for source in held_out],
         "files": files,
-        "versions": {"healthslm": healthslm.__version__}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {"healthslm": healthslm.__version__} | versions,
     }
 
 
-def _input_report(task: int, input: Input, corpus: Path) -> dict[str, Any]:
-    collected, written = (task_counts(corpus / "logs" / step, task) for step in ("collect", "write"))
-    read = collected.pop("read")
-    candidates = written.pop("read")
-    dropped = collected | written
+def _source_report(task: int, source: Source, logs: Path, corpus: Path) -> dict[str, Any]:
+    read, dropped_in_collect = filter_counts(logs, "collect", task)
+    _, dropped_in_write = filter_counts(logs, "write", task)
+    dropped = dropped_in_collect | dropped_in_write
+    kept = sum(pq.read_metadata(path).num_rows for path in corpus.glob(f"*/{glob.escape(source.name)}.parquet"))
+    if read != kept + sum(dropped.values()):
+        raise RuntimeError(f"{source.location}: {read} documents read, but {kept} kept and {dropped} dropped")
     return {
-        "name": input.name,
-        "sha256": sha256(input.location),
+        "name": source.name,
+        "sha256": _sha256(source.location),
         "read": read,
-        "kept": candidates - sum(written.values()),
-        "dropped": dropped,
+        "kept": kept,
+        "dropped": dict(sorted(dropped.items())),
     }
 
 
 def _split_report(folder: Path) -> dict[str, Any]:
     """Documents and UTF-8 bytes of a split, in all and by kind of text."""
-    rows = (
-        fetch_rows(
-            """
-        SELECT kind, count(*), sum(strlen(text) + if(title = '', 0, strlen(title) + 1))
+    files = [str(path) for path in sorted(folder.glob("*.parquet"))]
+    kinds = {kind: {"documents": documents, "bytes": size} for kind, documents, size in _count_kinds(files)}
+    totals = {key: sum(kind[key] for kind in kinds.values()) for key in ("documents", "bytes")}
+    return totals | {"kinds": kinds}
+
+
+def _count_kinds(files: list[str]) -> list[tuple[str, int, int]]:
+    if not files:
+        return []
+    # The bytes of `document_text`: those of the title and the newline behind it, where there is one, and of the text.
+    return fetch_rows(
+        """
+        SELECT kind, count(*), sum(strlen(text) + if(title = '', 0, strlen(title) + 1))::BIGINT
         FROM read_parquet($files) GROUP BY kind ORDER BY kind
         """,
-            {"files": [str(path) for path in sorted(folder.glob("*.parquet"))]},
-        )
-        if any(folder.glob("*.parquet"))
-        else []
+        {"files": files},
     )
-    kinds = {kind: {"documents": documents, "bytes": int(size)} for kind, documents, size in rows}
-    return {key: sum(kind[key] for kind in kinds.values()) for key in ("documents", "bytes")} | {"kinds": kinds}
 
 
-def sha256(location: str) -> str | None:
+def _sha256(location: str) -> str | None:
     """The checksum of a file; none for a data set of the Hub."""
     if location.startswith(HUB_PREFIX):
         return None
@@ -79,6 +90,8 @@ def summary(report: dict[str, Any]) -> str:
     """The report in a few lines for people."""
     lines = [f"read {report['read']:,} documents, kept {report['kept']:,}"]
     lines += [f"  dropped {count:>10,}  {reason}" for reason, count in report["dropped"].items()]
-    for split, counts in report["splits"].items():
-        lines.append(f"  {split:<10} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.1f} MB")
+    lines += [
+        f"  {split:<10} {counts['documents']:>10,} documents {counts['bytes'] / 1e6:>10,.1f} MB"
+        for split, counts in report["splits"].items()
+    ]
     return "\n".join(lines)

@@ -2,11 +2,14 @@
 
 import glob
 import gzip
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet as pq
@@ -16,113 +19,100 @@ from healthslm.documents import document_id
 from healthslm.errors import UserError
 
 HUB_PREFIX = "hub:"
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
-TEXT_SUFFIXES = (".txt", ".txt.gz")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
-# The first of these columns that a row has; PubMedQA's files have the ones in capitals.
+# The first of these columns that a row has; PubMedQA's files have those in capitals.
 ID_COLUMNS = ("id", "pmid", "PMID")
 TITLE_COLUMNS = ("title", "QUESTION")
 TEXT_COLUMNS = ("text", "abstract", "CONTEXTS")
 UNSTATED = "unstated"
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Source:
-    """One file of documents, or one data set of the Hub ("hub:NAME")."""
+    """A file of documents or a data set of the Hub, with a name that no other source of the corpus has."""
 
     name: str
     location: str
+    read: Callable[[], Iterator[Document]]
 
 
-def find_sources(patterns: list[str], taken: Iterable[str] = ()) -> list[Source]:
-    """The sources that files, folders, glob patterns and "hub:NAME" stand for, in the order given, each with a name of
-    its own that is not among those `taken`.
+def find_sources(patterns: list[str], taken: Iterable[str] = (), default_kind: str = "text") -> list[Source]:
+    """The sources that files, folders, glob patterns and "hub:NAME" stand for, in the order given.
+
+    Each gets the name of its file, with a number where that is among the names `taken` already. Documents whose
+    source does not state their kind are of the `default_kind`.
 
     Raises:
         UserError: one of them is missing, or of a format that is not read.
     """
-    locations = [location for pattern in patterns for location in _locations(pattern)]
     sources, taken = [], set(taken)
-    for location in dict.fromkeys(locations):
+    for location in dict.fromkeys(location for pattern in patterns for location in _locations(pattern)):
         stem = _stem(location)
-        name = next(name for name in _numbered(stem) if name not in taken)
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in taken)
         taken.add(name)
-        sources.append(Source(name, location))
+        sources.append(Source(name, location, partial(read_documents, location, name, default_kind)))
     return sources
 
 
 def _locations(pattern: str) -> list[str]:
     if pattern.startswith(HUB_PREFIX):
         return [pattern]
-    path = Path(pattern)
-    if path.is_dir():
-        files = [str(file) for file in sorted(path.rglob("*")) if _suffix(file.name)]
-    elif path.exists():
-        files = [pattern]
+    if Path(pattern).is_dir():
+        files = [str(file) for file in sorted(Path(pattern).rglob("*")) if file.name.endswith(SUFFIXES)]
     else:
-        files = sorted(glob.glob(pattern, recursive=True))
+        files = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     if not files:
-        raise UserError(f"{pattern}: no such file, and no file of documents in it")
+        raise UserError(f"{pattern}: no such file, or no file of documents in it ({', '.join(SUFFIXES)})")
     for file in files:
-        if not _suffix(file):
-            formats = ", ".join(TABLE_SUFFIXES + TEXT_SUFFIXES)
-            raise UserError(f"{file}: of no format that is read: {formats}, or {HUB_PREFIX}NAME for the Hub")
+        if not file.endswith(SUFFIXES):
+            raise UserError(f"{file}: of no format that is read: {', '.join(SUFFIXES)}, or {HUB_PREFIX}NAME")
     return files
-
-
-def _suffix(name: str) -> str | None:
-    return next((suffix for suffix in TABLE_SUFFIXES + TEXT_SUFFIXES if name.endswith(suffix)), None)
 
 
 def _stem(location: str) -> str:
     if location.startswith(HUB_PREFIX):
         return location.removeprefix(HUB_PREFIX).strip("/").replace("/", "-")
-    return Path(location).name.removesuffix(_suffix(location) or "")
+    return Path(location).name.removesuffix(".gz").rpartition(".")[0]
 
 
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    number = 2
-    while True:
-        yield f"{stem}-{number}"
-        number += 1
-
-
-def read_source_documents(source: Source, default_kind: str = "text") -> Iterator[Document]:
+def read_documents(location: str, name: str, default_kind: str) -> Iterator[Document]:
     """Yield every row of a source as a document; text and id may be empty.
 
     Raises:
         UserError: the source cannot be read, or has no column of text; names it and the row.
     """
-    for number, row in enumerate(read_rows(source.location), start=1):
+    for number, row in enumerate(read_rows(location), start=1):
         if not any(column in row for column in TEXT_COLUMNS):
-            raise UserError(
-                f"{source.location}: row {number:,}: no column {' or '.join(TEXT_COLUMNS)}; it has {list(row)}"
-            )
-        origin = _string(row.get("source")) or source.name
+            columns = f"no column {' or '.join(TEXT_COLUMNS)}, but {', '.join(row) or 'none'}"
+            raise UserError(f"{location}: row {number:,}: {columns}")
+        source = _string(row.get("source")) or name
         kind = _string(row.get("kind")) or default_kind
         given_id = _first(row, ID_COLUMNS)
         yield Document(
             text=_first(row, TEXT_COLUMNS),
-            id=document_id(given_id, kind, origin) if given_id else "",
+            id=document_id(given_id, kind, source) if given_id else "",
             metadata={
                 "title": _first(row, TITLE_COLUMNS),
-                "source": origin,
+                "source": source,
                 "kind": kind,
                 "license": _string(row.get("license")) or UNSTATED,
-                "year": row.get("year") if isinstance(row.get("year"), int) else None,
+                "year": _year(row.get("year")),
                 "sections": [],
                 "retraction": None,
             },
         )
 
 
-def _first(row: dict[str, Any], columns: tuple[str, ...]) -> str:
+def _first(row: Row, columns: tuple[str, ...]) -> str:
     return next((_string(row[column]) for column in columns if column in row), "")
 
 
 def _string(value: Any) -> str:
-    """A value of any type as text that UTF-8 can hold; paragraphs of a list on lines of their own."""
+    """A value of any type as text that UTF-8 can hold; the items of a list on lines of their own."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -130,32 +120,36 @@ def _string(value: Any) -> str:
     return str(value).encode("utf-8", "replace").decode().strip()
 
 
-def read_rows(location: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file or of a Hub data set's training split; a text file is one row."""
+def _year(value: Any) -> int | None:
+    digits = _string(value)
+    return int(digits) if len(digits) == 4 and digits.isascii() and digits.isdigit() else None
+
+
+def read_rows(location: str) -> Iterator[Row]:
+    """Yield the rows of a file, or of the training split of a Hub data set; a text file is one row."""
     if location.startswith(HUB_PREFIX):
         yield from _read_hub(location.removeprefix(HUB_PREFIX))
         return
     path = Path(location)
     try:
-        match _suffix(location):
-            case ".parquet":
-                yield from _read_parquet(path)
-            case ".jsonl" | ".jsonl.gz":
-                yield from _read_json_lines(path)
-            case _:
-                with _open_text(path) as file:
-                    yield {"text": file.read()}
-    except (pyarrow.ArrowException, EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged, or not what its suffix says: {error}") from error
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path)
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _read_json_lines(path)
+        else:
+            with _open_text(path) as file:
+                yield {"text": file.read()}
+    except (pyarrow.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged, or not what its name says: {' '.join(str(error).split())}") from error
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(1024):
             yield from batch.to_pylist()
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> Iterator[Row]:
     with _open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -169,14 +163,14 @@ def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _open_text(path: Path):
+def _open_text(path: Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
-def _read_hub(name: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset  # takes seconds to import
+def _read_hub(name: str) -> Iterator[Row]:
+    from datasets import load_dataset  # takes seconds, and few need it
 
     try:
         yield from load_dataset(name, split="train", streaming=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{HUB_PREFIX}{name}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{HUB_PREFIX}{name}: cannot be read: {' '.join(str(error).split())}") from error
