@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder to write to}
 
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME="$PWD/$out/huggingface"
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME="$(realpath -m "$out")/huggingface"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} # more threads slow so small a network down
 
 step() {
