@@ -63,7 +63,7 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     """
     found = list_checkpoints(checkpoints)
     if not found:
-        raise UserError(f"{checkpoints}: no checkpoint step-N to resume from; start without --resume")
+        raise UserError(f"{checkpoints}: no checkpoint step-N to resume from; remove {checkpoints.parent} to start anew")
     return found[-1]
 
 

@@ -12,7 +12,7 @@ from healthslm.errors import UserError
 from healthslm.files import write_json
 from healthslm.models import open_model
 from healthslm.sources import find_sources, read_rows
-from healthslm.tokenize import encode_texts, load_tokenizer, separator_id
+from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from healthslm.errors import UserError
 
 logger = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # a bar for one file of weights, in the midst of our own
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 """The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
@@ -62,11 +64,11 @@ def _is_folder_without_weights(source: str) -> bool:
     return Path(source).is_dir() and not any((Path(source) / name).exists() for name in _WEIGHT_FILES)
 
 
-def _config_of_folder(folder: str | Path, **overrides: Any):
+def _config_of_folder(folder: str | Path, **overrides: Any) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder, trust_remote_code=True, **overrides)
 
 
-def _config_of_type(model_type: str | None = None, **overrides: Any):
+def _config_of_type(model_type: str | None = None, **overrides: Any) -> PreTrainedConfig:
     if model_type is None:
         raise ValueError("give a model_type, such as healthslm or gpt2, with the values that differ from its defaults")
     if model_type == "healthslm":

@@ -37,7 +37,7 @@ class PackedRows:
         starts = np.where(inputs == self.split.separator_id, places, 0)
         return {
             "input_ids": inputs,
-            "labels": rows[:, 1:],
+            "labels": rows[:, 1:].copy(),  # contiguous, as losses want them
             "position_ids": places - np.maximum.accumulate(starts, axis=1),
         }
 

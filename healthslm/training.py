@@ -23,7 +23,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from healthslm.bits_per_byte import score_documents
 from healthslm.checkpoint import load_training_state, newest_checkpoint, save_checkpoint, save_model
@@ -100,7 +100,7 @@ def pretrain(options: PretrainOptions) -> None:
     tokenizer_folder = options.tokens / TOKENIZER_FOLDER
     torch.manual_seed(options.seed)
     bare_model = make_model(options.model) if checkpoint is None else open_model(checkpoint)
-    check_vocabulary(bare_model, train, tokenizer_folder)
+    fit_to_tokenizer(bare_model, train, tokenizer_folder)
     context = options.context or bare_model.config.max_position_embeddings
     rows = PackedRows(train, context, options.seed)
 
@@ -229,12 +229,21 @@ def due(update: int, every: int, updates: int) -> bool:
     return update % every == 0 or update == updates
 
 
-def check_vocabulary(model: PreTrainedModel, train: TokenizedSplit, tokenizer_folder: Path) -> None:
+def fit_to_tokenizer(model: PreTrainedModel, train: TokenizedSplit, tokenizer_folder: Path) -> None:
+    """Have the model end its texts, and pad them, by the tokenizer's tokens.
+
+    Raises:
+        UserError: The model has not as many embeddings as the tokenizer has entries.
+    """
     if train.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{tokenizer_folder}: the tokenizer has {train.vocab_size} entries, the model only "
             f"{model.config.vocab_size}; set the model's vocab_size"
         )
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    for config in (model.config, model.generation_config):
+        config.bos_token_id = config.eos_token_id = train.separator_id
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def check_batch(options: PretrainOptions, context: int, processes: int) -> int:

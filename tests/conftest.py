@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pipeline_folders import Folders
 
 # Set before anything imports transformers, which reads them at import; scripts run by the tests inherit them.
 _hub_home = tempfile.TemporaryDirectory(prefix="healthslm-tests-")
@@ -55,6 +59,14 @@ def run_script() -> RunScript:
         return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
+    """Corpus, tokenizer and tokens made of the embedded sample by the stages themselves."""
+    from pipeline_folders import make_folders  # seconds to import, and few tests need it
+
+    return make_folders(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture

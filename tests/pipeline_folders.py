@@ -1,0 +1,38 @@
+"""The stages before training, run once on the embedded sample, for the tests of training and what follows it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokenizer import TokenizerOptions, train_tokenizer
+
+SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
+
+TINY_MODEL = {
+    "model_type": "healthslm",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+
+
+@dataclass(frozen=True)
+class Folders:
+    corpus: Path
+    tokenizer: Path
+    tokens: Path
+
+
+def make_folders(root: Path) -> Folders:
+    folders = Folders(root / "corpus", root / "tokenizer", root / "tokens")
+    build_corpus(
+        CorpusOptions(output=folders.corpus, pubmed=SAMPLE, validation_fraction=0.1, test_fraction=0.1, workers=1)
+    )
+    train_tokenizer(TokenizerOptions(corpus=folders.corpus, output=folders.tokenizer, vocab_size=512))
+    tokenize_corpus(TokenizeOptions(corpus=folders.corpus, tokenizer=str(folders.tokenizer), output=folders.tokens))
+    return folders

@@ -1,0 +1,99 @@
+"""Evaluating and generating by their scripts, on a model made for it."""
+
+import json
+
+import pytest
+import torch
+from pipeline_folders import TINY_MODEL
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from healthslm.bits_per_byte import score_documents
+from healthslm.checkpoint import save_model
+from healthslm.models import make_model
+from healthslm.tokens import TokenizedSplit
+
+
+@pytest.fixture(scope="module")
+def model_folder(sample_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(folder, make_model(TINY_MODEL | {"initializer_range": 0.3}), sample_folders.tokenizer)
+    return folder
+
+
+def test_evaluating_a_corpus_gives_the_figures_of_its_tokens(model_folder, sample_folders, run_script, tmp_path):
+    done = run_script(
+        "evaluate",
+        "--model",
+        model_folder,
+        "--data",
+        sample_folders.corpus / "validation",
+        "--output",
+        tmp_path / "r.json",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    split = TokenizedSplit(sample_folders.tokens, "validation")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=True)
+    score = score_documents(model, [split.document(i) for i in range(len(split))], split.document_bytes)
+    expected = score.to_dict()
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert f"{expected['bits_per_byte']:.4f} bits per byte" in done.stderr
+
+
+def test_greedy_text_takes_the_likeliest_token_each_time(model_folder, run_script):
+    done = run_script(
+        "generate", "--model", model_folder, "--prompt", "Vitamin", "--temperature", 0, "--max-new-tokens", 8
+    )
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ids = [tokenizer.eos_token_id, *tokenizer.encode("Vitamin", add_special_tokens=False)]
+    for _ in range(8):
+        token = model(torch.tensor([ids])).logits[0, -1].argmax().item()
+        ids.append(token)
+        if token == tokenizer.eos_token_id:
+            break
+    assert done.stdout.rstrip("\n") == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\n")
+
+
+def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder, run_script, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
+    texts = [
+        run_script(
+            "generate",
+            "--model",
+            model_folder,
+            "--prompts",
+            tmp_path / "prompts.txt",
+            "--seed",
+            seed,
+            "--max-new-tokens",
+            12,
+        ).stdout
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert "Vitamin D" in texts[0] and "The patients" in texts[0]
+
+
+def test_generated_text_comes_with_a_warning(model_folder, run_script):
+    done = run_script("generate", "--model", model_folder, "--max-new-tokens", 2)
+    assert "not medical advice" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("generate", ["--model", "no-such-folder"], "no-such-folder"),
+        ("generate", ["--model", "{model}", "--prompt", "a", "--prompts", "b"], "not both"),
+        ("generate", ["--model", "{model}", "--prompts", "no-such-file"], "no-such-file"),
+        ("evaluate", ["--model", "{model}", "--data", "no-such-file.parquet"], "no-such-file.parquet"),
+        ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(model_folder, run_script, script, arguments, message):
+    done = run_script(script, *[argument.format(model=model_folder) for argument in arguments])
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ") and message in error and "Traceback" not in done.stderr

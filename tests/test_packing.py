@@ -1,0 +1,65 @@
+"""Training rows: what they hold, and their order."""
+
+import numpy as np
+import pytest
+
+from healthslm.errors import UserError
+from healthslm.packing import PackedRows
+from healthslm.tokens import TokenizedSplit
+
+
+@pytest.fixture(scope="module")
+def train(sample_folders) -> TokenizedSplit:
+    return TokenizedSplit(sample_folders.tokens, "train")
+
+
+def stream(split: TokenizedSplit) -> np.ndarray:
+    return np.concatenate([split.document(i) for i in range(len(split))])
+
+
+def test_an_epoch_holds_every_token_of_the_stream_once(train):
+    rows = PackedRows(train, context=64, seed=0)
+    epoch = rows.batch(range(rows.rows_per_epoch))["input_ids"]
+    starts = {tuple(row): start for start, row in enumerate(stream(train)[: epoch.size].reshape(-1, 64))}
+    assert sorted(starts[tuple(row)] for row in epoch) == list(range(rows.rows_per_epoch))
+    assert train.num_tokens - epoch.size <= 64
+
+
+def test_labels_are_the_next_tokens_of_the_stream(train):
+    rows = PackedRows(train, context=64, seed=0)
+    batch = rows.batch(range(rows.rows_per_epoch))
+    whole = stream(train)
+    following = {tuple(whole[i * 64 : i * 64 + 64]): whole[i * 64 + 64] for i in range(rows.rows_per_epoch)}
+    assert (batch["labels"][:, :-1] == batch["input_ids"][:, 1:]).all()
+    for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        assert labels[-1] == following[tuple(inputs)]
+
+
+def test_positions_count_from_each_separator(train):
+    batch = PackedRows(train, context=64, seed=0).batch(range(40))
+    for inputs, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
+        expected, position = [], -1
+        for token in inputs:
+            position = 0 if token == train.separator_id else position + 1
+            expected.append(position)
+        assert positions.tolist() == expected
+
+
+def test_the_order_follows_from_seed_and_position_alone(train):
+    one = PackedRows(train, context=64, seed=3)
+    far = range(5 * one.rows_per_epoch - 2, 5 * one.rows_per_epoch + 2)
+    late = one.batch(far)["input_ids"]
+    one.batch(range(7))
+    assert (PackedRows(train, context=64, seed=3).batch(far)["input_ids"] == late).all()
+    assert (PackedRows(train, context=64, seed=4).batch(far)["input_ids"] != late).any()
+
+
+def test_epochs_differ_in_their_order(train):
+    rows = PackedRows(train, context=64, seed=0)
+    first, second = (rows.batch(range(e * rows.rows_per_epoch, (e + 1) * rows.rows_per_epoch)) for e in (0, 1))
+    assert (first["input_ids"] != second["input_ids"]).any()
+
+
+def test_less_than_a_row_is_refused(train):
+    with pytest.raises(UserError, match="less than one row"):
+        PackedRows(train, context=train.num_tokens, seed=0)
