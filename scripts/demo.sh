@@ -9,8 +9,7 @@ export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME="$(realpath -m "$out"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} # more threads slow so small a network down
 
 step() {
-    echo
-    echo "\$ $*"
+    printf '\n$ %s\n' "$(printf '%q ' "$@")"
     "$@"
 }
 
