@@ -35,7 +35,7 @@ What lies in $out:
 
   from transformers import AutoModelForCausalLM, AutoTokenizer
   model = AutoModelForCausalLM.from_pretrained("$out/run/best", trust_remote_code=True)
-  tokenizer = AutoTokenizer.from_pretrained("$out/run/best")
+  tokenizer = AutoTokenizer.from_pretrained("$out/run/best", trust_remote_code=True)
 
 The same on real files: download some from https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/ into a folder pubmed/baseline,
 then run the commands above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
