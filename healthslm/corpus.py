@@ -17,6 +17,7 @@ A folder appears under its name when it is complete: a run that fails leaves wha
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -112,21 +113,26 @@ def build_corpus(options: CorpusOptions) -> None:
 
 
 def _check(options: CorpusOptions) -> None:
-    """Refuse options that cannot work, and to replace a folder that no earlier run has written."""
+    """Refuse options that cannot work, or that would replace a folder which no earlier run has written."""
     if min(options.validation_fraction, options.test_fraction) < 0:
         raise UserError("validation_fraction and test_fraction must not be negative")
     if options.validation_fraction + options.test_fraction >= 1:
         raise UserError("validation_fraction and test_fraction must leave something to train on: a sum below 1")
-    records, output = _records_folder(options), options.output
-    if records.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(records.resolve()):
-        raise UserError(f"{records}: records and corpus need folders of their own, and one lies in the other")
-    for folder, is_ours in ((output, _is_corpus), (records, _is_records)):
-        if folder.exists() and not is_ours(folder):
-            raise UserError(f"{folder}: holds other things than an earlier run's output, and would be replaced")
+    _refuse_to_replace(options.output, _is_corpus)
+    if options.pubmed:
+        records, output = _records_folder(options), options.output
+        _refuse_to_replace(records, _is_records)
+        if records.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(records.resolve()):
+            raise UserError(f"{records}: lies in the folder {output}, or that in it: each needs a folder of its own")
 
 
 def _records_folder(options: CorpusOptions) -> Path:
     return options.records or options.output.parent / "records"
+
+
+def _refuse_to_replace(folder: Path, is_ours: Callable[[Path], bool]) -> None:
+    if folder.exists() and not is_ours(folder):
+        raise UserError(f"{folder}: holds other things than the output of an earlier run, and would be replaced")
 
 
 def _is_corpus(folder: Path) -> bool:

@@ -71,11 +71,11 @@ def _refusing_bad_files(path: Path, count: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except EOFError as error:
-        raise UserError(f"{path}: the gzip file is cut short, behind record {count():,}: fetch it again") from error
+        raise UserError(f"{path}: the gzip file is cut short, after record {count():,}: fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip file, behind record {count():,}: {error}: fetch it again") from error
+        raise UserError(f"{path}: damaged gzip file, after record {count():,}: {error}: fetch it again") from error
     except etree.XMLSyntaxError as error:
-        raise UserError(f"{path}: damaged XML, behind record {count():,}: {error.msg}: fetch it again") from error
+        raise UserError(f"{path}: damaged XML, after record {count():,}: {error.msg}: fetch it again") from error
 
 
 def _free(element: etree._Element) -> None:
