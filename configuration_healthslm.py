@@ -114,6 +114,7 @@ class HealthSLMConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, return_unused_kwargs: bool = False, **kwargs):
         """As Transformers has it, but an override that no key takes is named instead of passed over."""
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config.validate()  # overrides are set one by one, which checks their types and not how they fit each other
         if return_unused_kwargs:
             return config, unused
         config._warn_of_unknown_keys(unused)

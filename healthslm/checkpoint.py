@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -83,7 +84,7 @@ def load_training_state(folder: Path, model: PreTrainedModel, optimizer: torch.o
             state["step"] = state["step"].cpu()
             optimizer.state[parameter] = state
         return read_json(folder / _STATE_FILE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder / _OPTIMIZER_FILE}: cannot be resumed from: {error}; remove {folder}") from error
 
 

@@ -1,11 +1,13 @@
 """Opening and making causal language models through the Auto classes, as any user of Transformers does."""
 
+import difflib
 import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -46,9 +48,13 @@ def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
         logger.info("weights from %s", source)
         return open_model(source)
     try:
-        config = _config_of_type(**source) if isinstance(source, dict) else _config_of_folder(source)
+        config = (
+            _config_of_type(**source)
+            if isinstance(source, dict)
+            else AutoConfig.from_pretrained(source, trust_remote_code=True)
+        )
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float32)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"model: {_one_line(error)}") from error
     if (Path(config.name_or_path) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(config.name_or_path)
@@ -64,20 +70,18 @@ def _is_folder_without_weights(source: str) -> bool:
     return Path(source).is_dir() and not any((Path(source) / name).exists() for name in _WEIGHT_FILES)
 
 
-def _config_of_folder(folder: str | Path, **overrides: Any) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=True, **overrides)
-
-
 def _config_of_type(model_type: str | None = None, **overrides: Any) -> PreTrainedConfig:
     if model_type is None:
         raise ValueError("give a model_type, such as healthslm or gpt2, with the values that differ from its defaults")
     if model_type == "healthslm":
-        return _config_of_folder(REPOSITORY, **overrides)
-    config = AutoConfig.for_model(model_type)
-    unknown = [name for name in overrides if not hasattr(config, name)]
-    if unknown:
-        raise ValueError(f"{model_type} has no {unknown[0]!r}")
-    return AutoConfig.for_model(model_type, **overrides)
+        default = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
+    else:
+        default = AutoConfig.for_model(model_type)
+    for name in overrides:
+        if not hasattr(default, name):
+            nearest = difflib.get_close_matches(name, default.to_dict(), n=1, cutoff=0)[0]
+            raise ValueError(f"{model_type} has no {name!r}, did you mean {nearest!r}?")
+    return type(default)(**overrides, name_or_path=default.name_or_path)
 
 
 def _one_line(error: Exception) -> str:

@@ -87,7 +87,8 @@ def pretrain(options: PretrainOptions) -> None:
     Raises:
         UserError: An option does not fit the model, the corpus or the run folder.
     """
-    accelerator = Accelerator()
+    # Said outright, because Accelerate would take several processes on the CPU for as many runs of one.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     is_main = accelerator.is_main_process
     checkpoints = options.output / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints) if options.resume else None
