@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,11 +207,37 @@ def test_a_disk_that_is_full_leaves_no_half_checkpoint(options, sample_folders, 
     assert not list(small_disk.rglob("step-*")) and not (small_disk / "run" / "best").exists()
 
 
+def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, repository, tmp_path):
+    absent = (
+        "datasets",
+        "datatrove",
+        "duckdb",
+        "lxml",
+        "matplotlib",
+        "pandas",
+        "peft",
+        "pyarrow",
+        "tensorboard",
+        "trl",
+    )
+    arguments = [
+        "pretrain", "--model", json.dumps(TINY_MODEL), "--tokens", sample_folders.tokens, "--output", tmp_path / "run",
+        "--max-tokens", 256, "--batch-tokens", 256, "--micro-batch-rows", 4, "--evaluation-documents", 1,
+    ]  # fmt: skip
+    program = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"  # importing one of them fails now
+        f"sys.argv = {[str(argument) for argument in arguments]}\n"
+        f"sys.path.insert(0, {str(repository / 'scripts')!r})\n"
+        f"runpy.run_path({str(repository / 'scripts/pretrain.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/best/model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(finished_run, sample_folders, tmp_path):
-    import subprocess
-    import sys
-
     recipe = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"output": str(tmp_path / "two")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     script = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
