@@ -72,7 +72,9 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [[0, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts)]
 
 
-def train_network(documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 8) -> LlamaForCausalLM:
+def train_network(
+    documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 8
+) -> LlamaForCausalLM:
     """One pass over the documents, packed into rows."""
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -1,17 +1,20 @@
-"""Writing a tokenised corpus: each corpus file becomes arrays of tokens, document ends and byte counts."""
+"""Writing a tokenised corpus: each of its files becomes arrays of tokens, document ends and byte counts."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
 
-from healthslm.corpus_reader import count_documents, read_texts, split_files
+from healthslm.corpus_reader import read_texts, split_files
 from healthslm.documents import SPLITS
+from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
+from healthslm.pipeline import run_tasks
 from healthslm.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
 
 logger = logging.getLogger(__name__)
@@ -27,15 +30,17 @@ class TokenizeOptions:
     """Folder or Hub name of a tokenizer, any that Transformers opens as a fast one."""
     output: Path
     """Folder to write the arrays to."""
+    workers: int = 0
+    """Processes at once; 0: one for each core."""
 
 
 def tokenize_corpus(options: TokenizeOptions) -> None:
     """Turn every split of a corpus into memory-mapped arrays; healthslm/tokens.py describes and reads their folder.
 
-    Memory holds the tokens of one corpus file at a time.
+    Each corpus file is a task, whose process holds the tokens of that file in memory.
 
     Raises:
-        UserError: where the corpus is missing or empty, or the tokenizer missing, slow or without a separator.
+        UserError: The corpus is missing, damaged or empty, or the tokenizer missing or unfit.
     """
     tokenizer = load_tokenizer(options.tokenizer)
     files = {split: paths for split in SPLITS if (paths := split_files(options.corpus, split))}
@@ -44,82 +49,68 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
             f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them"
         )
 
-    documents = sum(count_documents(path) for paths in files.values() for path in paths)
-    with replacing(options.output) as folder, tqdm(total=documents, desc="tokenising", unit="document") as progress:
+    with replacing(options.output) as folder:
         tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-        splits = {}
-        for split, paths in files.items():
+        for split in files:
             (folder / split).mkdir()
-            counts = []
-            for path in paths:
-                counts.append(write_token_file(path, folder / split, tokenizer))
-                progress.update(counts[-1]["documents"])
-            splits[split] = {key: sum(count[key] for count in counts) for key in ("documents", "tokens", "bytes")}
-            splits[split]["files"] = counts
-        write_json(
-            folder / INFO_FILE,
-            {
-                "tokenizer_sha256": tokenizer_sha256(folder / TOKENIZER_FOLDER),
-                "vocab_size": len(tokenizer),
-                "separator_id": separator_id(tokenizer),
-                "dtype": token_dtype(tokenizer).name,
-                "splits": splits,
-            },
+        writer = TokenWriter(
+            [(path, folder / split) for split, paths in files.items() for path in paths], folder / TOKENIZER_FOLDER
         )
-    for split, count in splits.items():
+        run_tasks("tokenise", [writer], len(writer.tasks), options.workers, folder / "logs")
+        info = {
+            "tokenizer_sha256": tokenizer_sha256(folder / TOKENIZER_FOLDER),
+            "vocab_size": len(tokenizer),
+            "separator_id": separator_id(tokenizer),
+            "dtype": token_dtype(len(tokenizer)).name,
+            "splits": {split: count_split(folder / split, paths) for split, paths in files.items()},
+        }
+        write_json(folder / INFO_FILE, info)
+    for split, counts in info["splits"].items():
+        bytes_per_token = counts["bytes"] / max(counts["tokens"] - counts["documents"], 1)
         logger.info(
-            "%s: %d documents, %d tokens, %.3f bytes per token",
-            *(split, count["documents"], count["tokens"]),
-            count["bytes"] / max(count["tokens"] - count["documents"], 1),
+            "%s: %s documents, %s tokens, %.3f bytes per token",
+            *(split, f"{counts['documents']:,}", f"{counts['tokens']:,}", bytes_per_token),
         )
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Open a fast tokenizer that can separate documents.
+class TokenWriter(PipelineStep):
+    """Writes the arrays of its share of the corpus files; each file comes with the folder to write them to."""
 
-    Raises:
-        UserError: where there is none, or not such a one.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no tokenizer to be opened here: {' '.join(str(error).split())}") from error
-    if not tokenizer.is_fast:
-        raise UserError(f"{name}: not a fast tokenizer, so text that spells a special token would become one")
-    if separator_id(tokenizer) is None:
-        raise UserError(f"{name}: the tokenizer has no end-of-text token to separate documents with; set its eos_token")
-    return tokenizer
+    name = "tokens"
+    type = "💾 - WRITER"
 
+    def __init__(self, tasks: list[tuple[Path, Path]], tokenizer_folder: Path):
+        super().__init__()
+        self.tasks = tasks
+        self.tokenizer_folder = tokenizer_folder
 
-def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token between documents: what a model is to write at a document's end, else what it begins with."""
-    return tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-
-
-def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    """The smallest type for the tokenizer's ids: uint16 up to 65,536 of them, else uint32."""
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Encode texts as nothing but text: no special token is added, and none comes of text that spells one."""
-    encoding = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return encoding["input_ids"]
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
+        tokenizer = load_tokenizer(str(self.tokenizer_folder))
+        separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
+        for corpus_file, folder in self.tasks[rank::world_size]:
+            tokens, lengths, text_bytes = [np.zeros(0, dtype)], [], []
+            for texts in read_texts(corpus_file):
+                documents = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
+                tokens += [np.array(ids, dtype) for ids in documents]
+                lengths += [len(ids) for ids in documents]
+                text_bytes += [len(text.encode()) for text in texts]
+            np.save(folder / f"{corpus_file.stem}.tokens.npy", np.concatenate(tokens))
+            np.save(folder / f"{corpus_file.stem}.ends.npy", np.cumsum(lengths, dtype=np.int64))
+            np.save(folder / f"{corpus_file.stem}.bytes.npy", np.array(text_bytes, np.int64))
 
 
-def write_token_file(path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | int]:
-    """Write the three arrays of one corpus file into a folder; return their name and counts."""
-    separator, dtype = separator_id(tokenizer), token_dtype(tokenizer)
-    tokens, lengths, text_bytes = [], [], []
-    for texts in read_texts(path):
-        documents = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-        tokens.append(np.concatenate([np.array(ids, dtype) for ids in documents]))
-        lengths += [len(ids) for ids in documents]
-        text_bytes += [len(text.encode()) for text in texts]
-    name = path.stem
-    np.save(folder / f"{name}.tokens.npy", np.concatenate([np.zeros(0, dtype), *tokens]))
-    np.save(folder / f"{name}.ends.npy", np.cumsum(lengths, dtype=np.int64))
-    np.save(folder / f"{name}.bytes.npy", np.array(text_bytes, np.int64))
-    return {"name": name, "documents": len(lengths), "tokens": sum(lengths), "bytes": sum(text_bytes)}
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds the ids: uint16 for up to 65,536 of them, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def count_split(folder: Path, corpus_files: list[Path]) -> dict[str, int | list[dict[str, int | str]]]:
+    """What tokens.json says of one split: its documents, tokens and bytes, all together and file by file."""
+    files = []
+    for path in corpus_files:
+        tokens, ends, text_bytes = (
+            np.load(folder / f"{path.stem}.{kind}.npy", mmap_mode="r") for kind in ("tokens", "ends", "bytes")
+        )
+        files.append({"name": path.stem, "documents": len(ends), "tokens": len(tokens), "bytes": int(text_bytes.sum())})
+    return {kind: sum(file[kind] for file in files) for kind in ("documents", "tokens", "bytes")} | {"files": files}

@@ -1,4 +1,4 @@
-"""Training the tokenizer: `HealthSLMTokenizer` is the architecture, the corpus's training split gives the vocabulary."""
+"""Training the tokenizer: `HealthSLMTokenizer` is the architecture, a corpus's training split gives the vocabulary."""
 
 import hashlib
 import logging
@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.corpus_reader import count_documents, read_texts, split_files
+from healthslm.encoding import encode_texts
 from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
-from healthslm.tokenize import encode_texts
 
 logger = logging.getLogger(__name__)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPORT_FILE = "training_report.json"
 
@@ -33,27 +34,23 @@ class TokenizerOptions:
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
-    """Train a tokenizer on a corpus's training split and save it beside a report; the same corpus gives the same bytes.
+    """Train a tokenizer on a corpus's training split and save it with a report; the same files give the same bytes.
 
     Raises:
-        UserError: where the training split is missing or too small for so many tokens.
+        UserError: The training split is missing, damaged or too small for so many tokens.
     """
-    files = split_files(options.corpus, "train")
-    if not files:
-        raise UserError(
-            f"{options.corpus / 'train'}: no Parquet files to train on; scripts/build_corpus.py writes them"
-        )
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
     if options.vocab_size < len(architecture):
-        raise UserError(
-            f"vocab_size {options.vocab_size} is too small: the special tokens and the bytes alone are {len(architecture)}"
-        )
+        raise UserError(f"vocab_size {options.vocab_size}: the special tokens and bytes alone are {len(architecture)}")
+    files = split_files(options.corpus, "train")
+    if not files:
+        raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")
 
     tokenizer = architecture.train_new_from_iterator(_training_texts(files), options.vocab_size, show_progress=False)
     if len(tokenizer) < options.vocab_size:
         raise UserError(
-            f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}: it gives only "
-            f"{len(tokenizer)} tokens; add text or lower vocab_size"
+            f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}, only for "
+            f"{len(tokenizer)}: add text or ask for fewer tokens"
         )
 
     report = {
@@ -64,29 +61,28 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     with replacing(options.output) as folder:
         tokenizer.save_pretrained(folder)
         write_json(folder / REPORT_FILE, report)
-    logger.info("%s: %d tokens; on validation %s", options.output, len(tokenizer), report["validation"])
+    logger.info(
+        "%s: %s tokens; %.3f bytes per token on the validation split",
+        *(options.output, f"{len(tokenizer):,}", report["validation"]["bytes_per_token"]),
+    )
 
 
 def _training_texts(files: list[Path]) -> Iterator[list[str]]:
-    with tqdm(total=sum(map(count_documents, files)), desc="counting words", unit="document") as progress:
+    with tqdm(total=sum(map(count_documents, files)), desc="count words", unit="document") as progress:
         for path in files:
             for texts in read_texts(path):
                 yield texts
                 progress.update(len(texts))
-    logger.info("merging; minutes on a large corpus")
+    logger.info("merging pairs of tokens")
 
 
 def measure(tokenizer: PreTrainedTokenizerBase, files: list[Path]) -> dict[str, int | float]:
-    """Documents, tokens (without separators), UTF-8 bytes and bytes per token of corpus files."""
+    """Documents, tokens (no special ones), UTF-8 bytes and bytes per token of corpus files."""
     documents = tokens = text_bytes = 0
     for path in files:
         for texts in read_texts(path):
             documents += len(texts)
             tokens += sum(map(len, encode_texts(tokenizer, texts)))
             text_bytes += sum(len(text.encode()) for text in texts)
-    return {
-        "documents": documents,
-        "tokens": tokens,
-        "bytes": text_bytes,
-        "bytes_per_token": round(text_bytes / max(tokens, 1), 4),
-    }
+    bytes_per_token = round(text_bytes / max(tokens, 1), 4)
+    return {"documents": documents, "tokens": tokens, "bytes": text_bytes, "bytes_per_token": bytes_per_token}

@@ -60,7 +60,7 @@ class TokenizedSplit:
     """One split of a tokenised corpus: its documents, and all of them as one stream of tokens.
 
     Raises:
-        UserError: where the folder, the split or a file is missing, or a file is not what tokens.json says.
+        UserError: The folder, the split or a file is missing, or a file is not what tokens.json says.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -89,8 +89,10 @@ class TokenizedSplit:
     @cached_property
     def document_starts(self) -> np.ndarray:
         """Shape (documents,), int64: the position of each document's separator in the stream."""
-        starts = [first + np.r_[0, file.ends[:-1]] for first, file in zip(self._first_tokens, self.files, strict=False)]
-        return np.concatenate(starts)
+        firsts = self._first_tokens[:-1]
+        return np.concatenate(
+            [first + np.r_[0, file.ends][:-1] for first, file in zip(firsts, self.files, strict=True)]
+        )
 
     @cached_property
     def document_bytes(self) -> np.ndarray:
@@ -107,8 +109,8 @@ class TokenizedSplit:
         return file.tokens[start : file.ends[local]]
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens of the stream from position `start`, across documents and files."""
-        if not 0 <= start <= start + length <= self.num_tokens:
+        """`length` tokens, at least one, of the stream from position `start`, across documents and files."""
+        if not 0 <= start < start + length <= self.num_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.num_tokens}")
         pieces = []
         number = int(np.searchsorted(self._first_tokens, start, side="right")) - 1

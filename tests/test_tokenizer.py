@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ import regex
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from healthslm.errors import UserError
+from healthslm.tokenizer import TokenizerOptions, train_tokenizer
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 SENTENCES = [
@@ -62,8 +66,10 @@ def hard_texts() -> list[str]:
 
 
 def test_every_unicode_character_survives(tokenizer):
-    text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
-    assert tokenizer.decode(tokenizer(text, verbose=False).input_ids, skip_special_tokens=True) == text
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    texts = ["".join(characters[start : start + 1000]) for start in range(0, len(characters), 1000)]
+    ids = tokenizer(texts, verbose=False).input_ids
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
 
 
 @pytest.mark.parametrize("split_special_tokens", [True, False])
@@ -124,6 +130,8 @@ def test_the_split_is_gpt2s(tokenizer):
     gpt2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     for text in hard_texts():
+        # Unassigned characters are left out: to which class they belong depends on the version of Unicode.
+        text = "".join(character for character in text if unicodedata.category(character) != "Cn")
         pieces = [text[start:end] for _, (start, end) in splitter.pre_tokenize_str(text)]
         assert pieces == gpt2.findall(text)
 
@@ -178,10 +186,9 @@ def test_an_untrained_tokenizer_is_lossless_too(repository):
     assert [len(tokens) for tokens in ids] == [len(text.encode()) for text in texts]
 
 
-def test_training_again_gives_the_same_bytes(corpus, tokenizer_folder, run_script, tmp_path):
-    arguments = ("train_tokenizer", "--corpus", corpus, "--output", tmp_path / "again", "--vocab-size", 1000)
-    done = run_script(*arguments, env={"TOKENIZERS_PARALLELISM": "true"})
-    assert done.returncode == 0, done.stderr
+def test_training_again_on_other_threads_gives_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    train_tokenizer(TokenizerOptions(corpus, tmp_path / "again", 1000))
     for file in tokenizer_folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
@@ -202,18 +209,18 @@ def test_the_report_counts_the_validation_split(corpus, tokenizer_folder):
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "complaint"), [(30_000, "too little text for vocab_size 30000"), (100, "vocab_size 100 is too small")]
+    ("vocab_size", "complaint"),
+    [(30_000, "too little text for vocab_size 30000, only for"), (100, "vocab_size 100: the special tokens and bytes")],
 )
-def test_a_vocabulary_that_cannot_be_is_refused_in_one_line(corpus, run_script, tmp_path, vocab_size, complaint):
-    done = run_script("train_tokenizer", "--corpus", corpus, "--output", tmp_path / "t", "--vocab-size", vocab_size)
-    assert done.returncode == 1
-    assert complaint in done.stderr.splitlines()[-1]
+def test_a_vocabulary_that_cannot_be_is_refused(corpus, tmp_path, vocab_size, complaint):
+    with pytest.raises(UserError, match=complaint):
+        train_tokenizer(TokenizerOptions(corpus, tmp_path / "tokenizer", vocab_size))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_corpus_without_a_training_split_is_refused_in_one_line(run_script, tmp_path):
-    (tmp_path / "corpus").mkdir()
-    done = run_script("train_tokenizer", "--corpus", tmp_path / "corpus", "--output", tmp_path / "tokenizer")
+    done = run_script("train_tokenizer", "--corpus", tmp_path, "--output", tmp_path / "tokenizer")
     assert done.returncode == 1
-    assert f"{tmp_path / 'corpus' / 'train'}: no Parquet files" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'train'}: no Parquet files")
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,35 @@
+"""Opening a tokenizer and encoding text with it, in one way for every stage."""
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from healthslm.errors import UserError
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Open a fast tokenizer, from a folder or the Hub, that can separate documents.
+
+    Raises:
+        UserError: There is none, or not such a one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: no tokenizer can be opened here: {' '.join(str(error).split())}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: not a fast tokenizer, so text that spells a special token would become one")
+    if separator_id(tokenizer) is None:
+        raise UserError(f"{name}: the tokenizer has no token to separate documents with: set its eos_token")
+    return tokenizer
+
+
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token in front of every document: the one that ends a text, else the one that begins it."""
+    return tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Encode texts as nothing but text: no special token is added, and none comes of text that spells one."""
+    encoding = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )
+    return encoding["input_ids"]

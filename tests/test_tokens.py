@@ -1,0 +1,241 @@
+"""A tokenised corpus holds what encoding its documents one by one gives, and is refused when it is not whole."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import TokenizersBackend
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from healthslm.errors import UserError
+from healthslm.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokens import TokenizedSplit
+
+DOCUMENTS = {
+    "train/a": [("Title", "Text of the β-blocker.\nSecond line."), ("", "Untitled"), ("Only a title", "")],
+    "train/b": [],
+    "train/c": [
+        ("Spelt <|endoftext|> out", "<|pad|> and <|user|>"),
+        *[(f"Title {n}", "word " * n) for n in range(1500)],
+    ],
+    "validation/a": [("日本語", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \u0000\t  end ")],
+}
+
+
+def tokenize(corpus: Path, tokenizer: Path, folder: Path, workers: int = 1) -> Path:
+    tokenize_corpus(TokenizeOptions(corpus, str(tokenizer), folder / "tokens", workers))
+    return folder / "tokens"
+
+
+def text_of(title: str, text: str) -> str:
+    return f"{title}\n{text}" if title else text
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    schema = pa.schema({"id": pa.string(), "title": pa.string(), "text": pa.string()})
+    for name, documents in DOCUMENTS.items():
+        rows = [{"id": str(n), "title": title, "text": text} for n, (title, text) in enumerate(documents)]
+        (folder / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))()
+    architecture.train_new_from_iterator([["word Title Text line"] * 9], 280, show_progress=False).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tokenize(corpus, tokenizer_folder, tmp_path_factory.mktemp("tokenised"))
+
+
+@pytest.fixture
+def copy(tokens: Path, tmp_path: Path) -> Path:
+    """The tokenised corpus, to damage."""
+    return Path(shutil.copytree(tokens, tmp_path / "tokens"))
+
+
+def expected(tokenizer_file: Path, separator: int, split: str) -> list[list[int]]:
+    """Every document of a split encoded by itself, by the tokenizers library alone."""
+    plain = Tokenizer.from_file(str(tokenizer_file))
+    plain.encode_special_tokens = True
+    documents = itertools.chain.from_iterable(DOCUMENTS[name] for name in sorted(DOCUMENTS) if name.startswith(split))
+    return [[separator, *plain.encode(text_of(*row), add_special_tokens=False).ids] for row in documents]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_document_is_the_separator_and_its_own_tokens(tokens, tokenizer_folder, split):
+    opened = TokenizedSplit(tokens, split)
+    documents = expected(tokenizer_folder / "tokenizer.json", 0, split)
+    assert [opened.document(index).tolist() for index in range(len(opened))] == documents
+    assert opened.num_tokens == sum(map(len, documents))
+
+
+def test_the_stream_is_the_documents_one_after_another(tokens, tokenizer_folder):
+    opened = TokenizedSplit(tokens, "train")
+    documents = expected(tokenizer_folder / "tokenizer.json", 0, "train")
+    stream = list(itertools.chain.from_iterable(documents))
+    assert opened.read(0, opened.num_tokens).tolist() == stream
+    for start, length in ((0, 1), (len(stream) - 5, 5), *((n, 40) for n in range(0, 200, 7))):
+        assert opened.read(start, length).tolist() == stream[start : start + length]
+    assert opened.document_starts.tolist() == [0, *itertools.accumulate(map(len, documents[:-1]))]
+    assert (opened.read(0, opened.num_tokens) == opened.separator_id).sum() == len(opened)
+
+
+def test_reading_past_the_end_is_an_error_and_never_a_short_row(tokens):
+    opened = TokenizedSplit(tokens, "train")
+    for start, length in ((-1, 1), (0, opened.num_tokens + 1), (opened.num_tokens, 1), (5, 0)):
+        with pytest.raises(IndexError):
+            opened.read(start, length)
+    for index in (-1, len(opened)):
+        with pytest.raises(IndexError):
+            opened.document(index)
+
+
+def test_byte_counts_are_those_of_the_text_in_utf8(tokens):
+    opened = TokenizedSplit(tokens, "train")
+    texts = [text_of(*row) for name in sorted(DOCUMENTS) if name.startswith("train") for row in DOCUMENTS[name]]
+    assert opened.document_bytes.tolist() == [len(text.encode("utf-8")) for text in texts]
+
+
+def test_arrays_are_plain_numpy_files_with_small_integers(tokens):
+    array = np.load(tokens / "train" / "a.tokens.npy", mmap_mode="r")
+    assert isinstance(array, np.memmap)
+    assert array.dtype == np.uint16
+    assert np.load(tokens / "train" / "a.ends.npy").dtype == np.int64
+    assert np.load(tokens / "train" / "a.ends.npy")[-1] == len(array)
+
+
+def test_the_script_with_two_processes_writes_the_same_bytes(corpus, tokenizer_folder, tokens, run_script, tmp_path):
+    arguments = ("--corpus", corpus, "--tokenizer", tokenizer_folder, "--output", tmp_path / "tokens", "--workers", 2)
+    done = run_script("tokenize_corpus", *arguments)
+    assert done.returncode == 0, done.stderr
+    written = [path.relative_to(tokens) for path in tokens.rglob("*") if path.is_file() and "logs" not in path.parts]
+    assert len(written) == 3 * len(DOCUMENTS) + 3
+    for path in written:
+        assert (tmp_path / "tokens" / path).read_bytes() == (tokens / path).read_bytes()
+
+
+def test_gpt2s_tokenizer_serves_as_well(corpus, test_data, tmp_path):
+    gpt2 = test_data / "tokenizers" / "gpt2"
+    opened = TokenizedSplit(tokenize(corpus, gpt2, tmp_path), "train")
+    assert (opened.vocab_size, opened.separator_id) == (50_257, 50_256)
+    documents = expected(gpt2 / "tokenizer.json", 50_256, "train")
+    assert [opened.document(index).tolist() for index in range(len(opened))] == documents
+
+
+def test_a_vocabulary_beyond_16_bits_is_written_in_32(corpus, repository, tmp_path):
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))
+    vocab = architecture().get_vocab()
+    vocab |= {f"unused {n}": len(vocab) + n for n in range(2**16)}
+    architecture(vocab).save_pretrained(tmp_path / "large")
+    opened = TokenizedSplit(tokenize(corpus, tmp_path / "large", tmp_path), "validation")
+    assert opened.read(0, opened.num_tokens).dtype == np.uint32
+    assert opened.document(0).tolist() == expected(tmp_path / "large" / "tokenizer.json", 0, "validation")[0]
+
+
+def test_the_reader_needs_numpy_and_nothing_heavier(tokens):
+    code = "import sys; from healthslm.tokens import TokenizedSplit; from pathlib import Path; " + (
+        "TokenizedSplit(Path(sys.argv[1]), 'train').document(0); "
+        "assert not {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datatrove'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tokens)], check=True)
+
+
+def cut_tokens(folder: Path) -> None:
+    path = folder / "train" / "c.tokens.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def drop_bytes(folder: Path) -> None:
+    (folder / "train" / "a.bytes.npy").unlink()
+
+
+def widen_ends(folder: Path) -> None:
+    np.save(folder / "train" / "a.ends.npy", np.load(folder / "train" / "a.ends.npy").astype(np.float64))
+
+
+def shorten_ends(folder: Path) -> None:
+    np.save(folder / "train" / "a.ends.npy", np.load(folder / "train" / "a.ends.npy") - 1)
+
+
+def swap_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"version": "2.0"}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (cut_tokens, "train/c.tokens.npy"),
+        (drop_bytes, "train/a.bytes.npy"),
+        (widen_ends, "train/a.ends.npy"),
+        (shorten_ends, "train/a"),
+        (swap_tokenizer, "tokenizer"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(copy, damage, place):
+    damage(copy)
+    with pytest.raises(UserError, match=f"^{re.escape(str(copy / place))}") as caught:
+        TokenizedSplit(copy, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(tokens):
+    with pytest.raises(UserError, match="no split test, only train, validation"):
+        TokenizedSplit(tokens, "test")
+
+
+@pytest.fixture
+def bad_inputs(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str, tuple[Path, Path]]:
+    """Pairs of corpus and tokenizer of which one is bad, by the beginning of what is to be said of it."""
+    cut, empty, mute = tmp_path / "cut", tmp_path / "empty", tmp_path / "mute"
+    shutil.copytree(corpus, cut)
+    whole = (cut / "train" / "c.parquet").read_bytes()
+    (cut / "train" / "c.parquet").write_bytes(whole[: len(whole) // 2])
+    empty.mkdir()
+    TokenizersBackend(tokenizer_object=Tokenizer(BPE())).save_pretrained(mute)
+    return {
+        f"{cut / 'train' / 'c.parquet'}: not a Parquet file": (cut, tokenizer_folder),
+        f"{empty}: no Parquet files": (empty, tokenizer_folder),
+        f"{tmp_path / 'absent'}: no such folder": (tmp_path / "absent", tokenizer_folder),
+        f"{empty}: no tokenizer": (corpus, empty),
+        f"{mute}: the tokenizer has no token to separate documents": (corpus, mute),
+    }
+
+
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(bad_inputs, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    for message, (corpus, tokenizer) in bad_inputs.items():
+        with pytest.raises(UserError, match=f"^{re.escape(message)}") as caught:
+            tokenize(corpus, tokenizer, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_corpus_file_ends_the_script_with_one_line(bad_inputs, run_script, tmp_path):
+    message, (corpus, tokenizer) = next(iter(bad_inputs.items()))
+    arguments = ("--corpus", corpus, "--tokenizer", tokenizer, "--output", tmp_path / "tokens", "--workers", 2)
+    done = run_script("tokenize_corpus", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "tokens").exists()
