@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_healthslm import HealthSLMConfig
@@ -224,8 +225,8 @@ def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | No
             documents; its own positions mean nothing, and within a document they may have been counted or not.
 
     Returns:
-        Document numbers (batch, length), or None where each row holds a single one. While compiling, values cannot be
-        looked at, so the numbers are always returned.
+        Document numbers (batch, length), or None where each row holds a single one. While a graph is traced, values
+        cannot be looked at, so the numbers are always returned.
     """
     length = position_ids.shape[1]
     token = torch.ones_like(position_ids) if attention_mask is None else attention_mask[:, :length]
@@ -234,7 +235,7 @@ def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | No
     last = torch.where(token, index, -1).cummax(dim=-1).values[:, :-1]  # the last token before each but the first
     step = position_ids[:, 1:] - position_ids.gather(1, last.clamp(min=0))
     restarts = token[:, 1:] & (last >= 0) & ((step < 1) | (step > index[1:] - last))
-    if not torch.compiler.is_compiling() and not restarts.any():
+    if not is_tracing(position_ids) and not restarts.any():
         return None
     first = token[:, 1:] & (last < 0)  # sets padding at the front of the row apart
     return nn.functional.pad(restarts | first, (1, 0)).cumsum(dim=-1)
@@ -356,8 +357,8 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
     def _find_documents(self, inputs_embeds, attention_mask, position_ids, past_length) -> torch.Tensor | None:
         ready_mask = attention_mask is not None and attention_mask.ndim != 2
-        # A static cache counts in a tensor, which cannot be looked at while compiling.
-        unknown_past = isinstance(past_length, torch.Tensor) and torch.compiler.is_compiling()
+        # A static cache counts in a tensor, which cannot be looked at while a graph is traced.
+        unknown_past = isinstance(past_length, torch.Tensor) and is_tracing(past_length)
         if ready_mask or unknown_past or past_length > 0:
             return None
         return find_documents(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
@@ -366,7 +367,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         self, length: int, past_length: int | torch.Tensor, packed_position_ids: torch.Tensor | None
     ) -> None:
         """Warn when a sequence first reaches beyond the context, from shapes alone unless a row holds several."""
-        if torch.compiler.is_compiling():  # a comparison would bind the graph to this length
+        if is_tracing(packed_position_ids):  # a comparison would bind the graph to this length
             return
         context = self.config.max_position_embeddings
         past_length = past_length if isinstance(past_length, int) else 0
