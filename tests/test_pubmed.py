@@ -270,7 +270,7 @@ COMPRESSED = gzip.compress((SAMPLE / "pubmedsample26n0001.xml").read_bytes())  #
     [
         ("a.xml.gz", COMPRESSED[: len(COMPRESSED) // 2], "cut short, after record [1-9]"),
         ("a.xml.gz", COMPRESSED[:9_000] + bytes(500) + COMPRESSED[9_500:], "damaged"),
-        ("a.xml.gz", COMPRESSED[:-8] + bytes(4) + COMPRESSED[-4:], "damaged gzip file, after record 60"),
+        ("a.xml.gz", COMPRESSED[:-8] + bytes(4) + COMPRESSED[-4:], "damaged gzip file, after record .*CRC"),
         ("a.xml.gz", b"<html>moved</html>", "damaged gzip file, after record 0"),
         ("a.xml.gz", b"", "damaged XML, after record 0"),
         ("a.xml", (SAMPLE / "pubmedsample26n0001.xml").read_bytes()[:60_000], "damaged XML, after record 2"),
