@@ -57,7 +57,9 @@ class HealthSLMConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the output projection shares the embedding's weights.
 
     Raises:
-        ValueError: The head counts do not fit each other, or a size is not positive.
+        ValueError: head_dim is left out and does not follow from the other sizes.
+        huggingface_hub.errors.StrictDataclassClassValidationError: The head counts do not fit each other, or a size is
+            not positive.
         huggingface_hub.errors.StrictDataclassFieldValidationError: A value has the wrong type.
     """
 
@@ -103,7 +105,12 @@ class HealthSLMConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim, rest = divmod(self.hidden_size, self.num_attention_heads)
+            if rest:
+                raise ValueError(
+                    f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                    f"({self.num_attention_heads}): give head_dim as well."
+                )
         # Always whole and always local: a saved folder carries its own code, and saving one class would otherwise
         # leave the other Auto classes without an entry.
         self.auto_map = dict(AUTO_MAP)
