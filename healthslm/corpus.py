@@ -101,6 +101,10 @@ def build_corpus(options: CorpusOptions) -> None:
                 for name, path in zip(names, pubmed_files, strict=True)
             ] + sources
         collect(sources, work, options)
+        if not any((work / "candidates").glob("*.parquet")):
+            raise UserError(
+                f"no usable document: all are deleted, without text, truncated or below {options.min_words} words"
+            )
         list_duplicates(work / "candidates", work / "held_out.parquet", work / "duplicates.parquet")
         write(sources, work, corpus, options)
 
