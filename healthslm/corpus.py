@@ -60,8 +60,8 @@ class CorpusOptions:
     """Folder to write PubMed's records to; when left out, records/ beside the corpus."""
     sources: list[str] = field(default_factory=list)
     """Other text: files, folders or patterns of .parquet, .jsonl and .txt, or hub:NAME for a data set of the Hub."""
-    held_out: list[str] = field(default_factory=list)
-    """Files (as for sources) whose documents, known by their id or text, stay out of the corpus."""
+    held_out: list[Path] = field(default_factory=list)
+    """Files (.parquet, .jsonl) whose documents, known by their id or text, stay out of the corpus."""
     validation_fraction: float = 0.005
     """Share of the documents that becomes the validation split."""
     test_fraction: float = 0.005
@@ -83,7 +83,7 @@ def build_corpus(options: CorpusOptions) -> None:
     names = [file_name(path) for path in pubmed_files]
     sources = find_sources(options.sources, taken=names)
     # A number as id is a PMID here, whatever the kind of text: to hold out too much does no harm.
-    held_out = find_sources(options.held_out, default_kind="abstract")
+    held_out = find_sources([str(path) for path in options.held_out], default_kind="abstract")
     if not pubmed_files and not sources:
         raise UserError("nothing to read: give --pubmed FOLDER, --sources FILES, or both")
 

@@ -1,7 +1,6 @@
 """Queries over Parquet files by DuckDB, which sorts and groups more rows than memory holds."""
 
 import errno
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ def run_query(query: str, parameters: dict[str, Any], output: Path) -> None:
         OSError: the disk is full, or another failure of reading or writing.
     """
     target = str(output).replace("'", "''")
+    config = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(output.parent / "spill")}
     try:
-        with _connection(output.parent) as connection:
+        with duckdb.connect(config=config) as connection:
             connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)", parameters)
     except duckdb.IOException as error:
         raise OSError(errno.EIO, " ".join(str(error).split()), str(output)) from error
@@ -26,9 +26,5 @@ def run_query(query: str, parameters: dict[str, Any], output: Path) -> None:
 
 def fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Return the few rows of a query's result."""
-    with _connection(Path(tempfile.gettempdir())) as connection:
+    with duckdb.connect() as connection:
         return connection.execute(query, parameters).fetchall()
-
-
-def _connection(spill: Path) -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill / "duckdb-spill")})

@@ -61,8 +61,8 @@ def _record_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
 
 
 def file_name(path: Path) -> str:
-    """The name of a file without its suffixes: pubmed26n0001."""
-    return path.name.removesuffix(".gz").removesuffix(path.suffixes[-2] if path.suffix == ".gz" else path.suffix)
+    """The name of an XML file without its suffixes: pubmed26n0001."""
+    return path.name.removesuffix(".gz").removesuffix(".xml")
 
 
 def list_outdated(records: Path, output: Path) -> None:

@@ -367,7 +367,7 @@ def test_held_out_documents_stay_out_by_id_and_by_text(sample, tmp_path):
     by_text = write_lines(tmp_path / "texts.jsonl", [{"id": "", "text": sample_abstract(sample, 3).lower()}])
     question = {"pmid": "99000005", "QUESTION": "Is it?", "CONTEXTS": ["One.", "Two."], "final_decision": "yes"}
     pubmedqa = write_lines(tmp_path / "pubmedqa.jsonl", [question])
-    documents, report = build(tmp_path / "corpus", pubmed=SAMPLE, held_out=[str(by_id), str(by_text), str(pubmedqa)])
+    documents, report = build(tmp_path / "corpus", pubmed=SAMPLE, held_out=[by_id, by_text, pubmedqa])
     assert set(read(sample / "corpus")) - set(documents) == {f"pmid:9900000{number}" for number in (1, 3, 4, 5)}
     assert report["dropped"]["held_out"] == 4
     assert [file["name"] for file in report["held_out"]] == ["ids", "texts", "pubmedqa"]
@@ -378,7 +378,7 @@ def test_real_questions_are_held_out_by_their_pmid(test_data, tmp_path):
     pmids = [json.loads(line)["pmid"] for line in held_out.open()]
     rows = [{"id": pmid, "text": f"{WORDS} {pmid}", "kind": "abstract"} for pmid in (*pmids[:3], "1")]
     source = write_rows(tmp_path / "texts.parquet", rows)
-    options = {"validation_fraction": 0.0, "test_fraction": 0.0, "held_out": [str(held_out)]}
+    options = {"validation_fraction": 0.0, "test_fraction": 0.0, "held_out": [held_out]}
     documents, report = build(tmp_path / "corpus", sources=[str(source)], **options)
     assert (set(documents), report["dropped"]) == ({"pmid:1"}, {"held_out": 3})
 
@@ -386,7 +386,7 @@ def test_real_questions_are_held_out_by_their_pmid(test_data, tmp_path):
 @pytest.mark.slow
 def test_all_real_data_give_a_corpus_that_adds_up(test_data, tmp_path):
     options = {"sources": [str(test_data / "corpus" / "train-*.parquet")], "workers": 2}
-    options |= {"held_out": [str(test_data / "corpus" / "validation.parquet"), str(test_data / "pubmedqa")]}
+    options |= {"held_out": [test_data / "corpus" / "validation.parquet", test_data / "pubmedqa"]}
     documents, _ = build(tmp_path / "corpus", pubmed=test_data / "pubmed", **options)
     report = assert_that_the_report_adds_up(tmp_path / "corpus")
     assert report["read"] == 29466 + 20087 + 30 + 36 + 288 + 60710 + 5391 + 10745 + 1438
@@ -491,7 +491,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path):
         ({"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5}, "something to train on"),
         ({"pubmed": SAMPLE, "test_fraction": -0.1}, "must not be negative"),
         ({"pubmed": SAMPLE, "min_words": 10_000}, "no usable document"),
-        ({"pubmed": SAMPLE, "held_out": ["missing.jsonl"]}, "missing.jsonl: no such file"),
+        ({"pubmed": SAMPLE, "held_out": [Path("missing.jsonl")]}, "missing.jsonl: no such file"),
     ],
 )
 def test_options_that_cannot_work_are_refused(tmp_path, options, message):
