@@ -1,6 +1,6 @@
 """Compare splits of text before byte-pair encoding, by bytes per token and bits per byte on held-out abstracts.
 
-    python benchmarks/tokenizer_split.py CORPUS
+    python benchmarks/tokenizer_split.py CORPUS HELD_OUT.parquet
 
 Bits per byte are those of a small network that reads the same text, so the same number of bytes, under each split. The
 tokenizers are trained on the first `--tokenizer-bytes` of the corpus's training split and differ in the split alone.
@@ -40,8 +40,8 @@ SPLITS = {
 }
 
 
-def texts_of(corpus: Path, split: str) -> list[str]:
-    return [text for path in split_files(corpus, split) for texts in read_texts(path) for text in texts]
+def read_files(paths: list[Path]) -> list[str]:
+    return [text for path in paths for texts in read_texts(path) for text in texts]
 
 
 def count_bytes(texts: list[str]) -> int:
@@ -115,16 +115,17 @@ def bits(model: LlamaForCausalLM, documents: list[list[int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("held_out", type=Path)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--tokenizer-bytes", type=int, default=100_000_000)
     parser.add_argument("--network-bytes", type=int, default=3_000_000)
     options = parser.parse_args()
 
-    train_texts = texts_of(options.corpus, "train")
+    train_texts = read_files(split_files(options.corpus, "train"))
     random.Random(0).shuffle(train_texts)
     tokenizer_texts = take_bytes(train_texts, options.tokenizer_bytes)
     network_texts = take_bytes(train_texts, options.network_bytes)
-    held_out = texts_of(options.corpus, "validation")
+    held_out = read_files([options.held_out])
     scored = take_bytes(held_out, 500_000)
 
     print("| split | bytes per token | bits per byte |\n| --- | ---: | ---: |", flush=True)

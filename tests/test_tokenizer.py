@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -147,26 +148,33 @@ def test_saved_files_name_no_code(tokenizer_folder):
 LOAD_AND_SAVE = """
 import sys
 from transformers import AutoTokenizer
-source, target, trust = sys.argv[1], sys.argv[2], {"True": True, "False": False, "None": None}[sys.argv[3]]
-tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
-tokenizer.save_pretrained(target)
-print(tokenizer("Aspirin inhibits").input_ids, tokenizer.padding_side, tokenizer.pad_token_id)
+for trust in (None, False, True):
+    folder = sys.argv[1]
+    for target in (f"{trust}/once", f"{trust}/twice"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer.save_pretrained(target)
+        print("\\nANSWER", tokenizer("Aspirin inhibits").input_ids, tokenizer.padding_side, tokenizer.pad_token_id)
+        folder = target
 """
 
 
-@pytest.mark.parametrize("trust", ["True", "False", "None"])
+@pytest.mark.parametrize("in_model_folder", [False, True])
 def test_it_loads_in_a_clean_process_with_and_without_trust_and_again_after_saving(
-    tokenizer, tokenizer_folder, tmp_path, trust
+    repository, tokenizer, tokenizer_folder, tmp_path, in_model_folder
 ):
-    answers = []
-    for source, target in ((tokenizer_folder, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
-        command = [sys.executable, "-c", LOAD_AND_SAVE, str(source), str(target), trust]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        assert done.returncode == 0, done.stderr
-        answers.append(done.stdout)
-        assert (target / "tokenizer.json").read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
-        assert "auto_map" not in (target / "tokenizer_config.json").read_text(encoding="utf-8")
-    assert answers == [f"{tokenizer('Aspirin inhibits').input_ids} left 1\n"] * 2
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "folder")
+    if in_model_folder:
+        for file in ("config.json", *(path.name for path in repository.glob("*_healthslm.py"))):
+            shutil.copy(repository / file, folder)
+    command = [sys.executable, "-c", LOAD_AND_SAVE, str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    # Beside a model, Transformers asks whether to trust the model's code where the call does not say.
+    answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+    assert answers == [f"ANSWER {tokenizer('Aspirin inhibits').input_ids} left 1"] * 6
+    for saved in tmp_path.glob("*/*/tokenizer.json"):
+        assert saved.read_bytes() == (tokenizer_folder / "tokenizer.json").read_bytes()
+        assert "auto_map" not in (saved.parent / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
 def test_the_class_opens_what_it_saved_and_saves_it_the_same(repository, tokenizer, tokenizer_folder, tmp_path):
