@@ -13,8 +13,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no tokenizer can be opened here: {' '.join(str(error).split())}") from error
+    except Exception as error:  # for a damaged file the tokenizers library raises nothing narrower
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{name}: no tokenizer in this folder, or on the Hub by this name: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name}: not a fast tokenizer, so text that spells a special token would become one")
     if separator_id(tokenizer) is None:

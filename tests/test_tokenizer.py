@@ -94,6 +94,13 @@ def test_special_tokens_have_the_first_ids(tokenizer):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 1)
 
 
+def test_the_models_configuration_names_the_same_special_tokens(repository, tokenizer):
+    for file in ("config.json", "generation_config.json"):
+        config = json.loads((repository / file).read_text(encoding="utf-8"))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            assert config[name] == getattr(tokenizer, name)
+
+
 def test_the_vocabulary_has_exactly_the_size_asked_for(tokenizer):
     assert len(tokenizer) == tokenizer.vocab_size == 1000
     assert sorted(tokenizer.get_vocab().values()) == list(range(1000))

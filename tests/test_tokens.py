@@ -207,17 +207,20 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tokens):
 @pytest.fixture
 def bad_inputs(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str, tuple[Path, Path]]:
     """Pairs of corpus and tokenizer of which one is bad, by the beginning of what is to be said of it."""
-    cut, empty, mute = tmp_path / "cut", tmp_path / "empty", tmp_path / "mute"
+    cut, empty, mute, broken = (tmp_path / name for name in ("cut", "empty", "mute", "broken"))
     shutil.copytree(corpus, cut)
     whole = (cut / "train" / "c.parquet").read_bytes()
     (cut / "train" / "c.parquet").write_bytes(whole[: len(whole) // 2])
     empty.mkdir()
     TokenizersBackend(tokenizer_object=Tokenizer(BPE())).save_pretrained(mute)
+    broken.mkdir()
+    (broken / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
     return {
         f"{cut / 'train' / 'c.parquet'}: not a Parquet file": (cut, tokenizer_folder),
         f"{empty}: no Parquet files": (empty, tokenizer_folder),
         f"{tmp_path / 'absent'}: no such folder": (tmp_path / "absent", tokenizer_folder),
         f"{empty}: no tokenizer": (corpus, empty),
+        f"{broken}: no tokenizer": (corpus, broken),
         f"{mute}: the tokenizer has no token to separate documents": (corpus, mute),
     }
 
