@@ -1,0 +1,143 @@
+"""`skip_logits=True`: the loss and gradients of the plain computation, in a fraction of its memory."""
+
+import sys
+
+import pytest
+import torch
+from networks import network, random_ids
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+CHUNK_TOKENS = 8
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    module = sys.modules[type(network("healthslm")).__module__]
+    monkeypatch.setattr(module, "LOSS_CHUNK_TOKENS", CHUNK_TOKENS)
+
+
+def loss_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**arguments).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+LABELS = random_ids(3, 13)  # 39 positions: four whole chunks and a part of one
+PARTLY_IGNORED = LABELS.masked_fill(torch.rand(3, 13, generator=torch.Generator().manual_seed(0)) < 0.5, -100)
+CASES = {
+    "labels": {"labels": LABELS},
+    "ignored labels": {"labels": PARTLY_IGNORED},
+    "a whole chunk ignored": {"labels": LABELS.clone().index_fill_(0, torch.tensor(1), -100)},
+    "another ignored index": {"labels": LABELS, "ignore_index": int(LABELS[0, 5])},
+    "num_items_in_batch as an int": {"labels": PARTLY_IGNORED, "num_items_in_batch": 77},
+    "num_items_in_batch as a tensor": {"labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)},
+    "shifted labels": {"labels": LABELS, "shift_labels": PARTLY_IGNORED},
+    "shifted labels and num_items_in_batch": {
+        "labels": LABELS,
+        "shift_labels": PARTLY_IGNORED,
+        "num_items_in_batch": torch.tensor(77),
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("tied", (True, False))
+def test_loss_and_gradients_equal_the_plain_ones(case, tied):
+    model = network("healthslm", tie_word_embeddings=tied).train()
+    plain = loss_and_gradients(model, input_ids=LABELS, **case)
+    chunked = loss_and_gradients(model, input_ids=LABELS, skip_logits=True, **case)
+    assert_close(chunked, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_loss_and_gradients_equal_llamas():
+    ours, llama = network("healthslm").train(), network("llama").train()
+    llama.load_state_dict(ours.state_dict())
+    arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)}
+    llamas = loss_and_gradients(llama, **arguments)
+    assert_close(loss_and_gradients(ours, skip_logits=True, **arguments), llamas, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", (True, False), ids=("autocast", "weights"))
+def test_loss_and_gradients_equal_the_plain_ones_in_bf16(autocast):
+    model = network("healthslm").train().to(torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = loss_and_gradients(model, input_ids=LABELS, labels=PARTLY_IGNORED)
+        chunked = loss_and_gradients(model, input_ids=LABELS, labels=PARTLY_IGNORED, skip_logits=True)
+    assert chunked[0].dtype == plain[0].dtype == torch.float32
+    assert_close(chunked[0], plain[0])
+    # Gradients of the output projection are rounded to bf16 once a chunk: some of its eight bits are lost.
+    for name, gradient in plain[1].items():
+        error = (chunked[1][name].float() - gradient.float()).norm() / gradient.float().norm()
+        assert error < 0.01, name
+
+
+def test_frozen_network_still_trains_the_output_projection():
+    model = network("healthslm", tie_word_embeddings=False).train()
+    model.model.requires_grad_(False)
+    model(LABELS, labels=LABELS, skip_logits=True).loss.backward()
+    chunked = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    model(LABELS, labels=LABELS).loss.backward()
+    assert_close(chunked, model.lm_head.weight.grad)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that any operation returns, of the backward pass too."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("skip_logits", (True, False))
+def test_the_whole_logits_are_never_held(skip_logits):
+    model = network("healthslm", vocab_size=500).train()
+    input_ids = random_ids(4, 60)
+    with LargestTensor() as largest:
+        model(input_ids, labels=input_ids, skip_logits=skip_logits).loss.backward()
+    whole = input_ids.numel() * 500
+    parameters = max(parameter.numel() for parameter in model.parameters())
+    assert CHUNK_TOKENS * 500 < parameters < whole // 4  # so that the two outcomes are told apart
+    assert largest.elements <= parameters if skip_logits else largest.elements >= whole
+
+
+def test_no_logits_are_returned():
+    output = network("healthslm")(LABELS, labels=LABELS, skip_logits=True)
+    assert output.logits is None
+    assert output.loss.ndim == 0
+
+
+def test_a_loss_without_labels_is_an_error():
+    with pytest.raises(ValueError, match="give labels as well"):
+        network("healthslm")(LABELS, skip_logits=True)
+
+
+def test_packed_documents_and_padding_are_kept_apart_in_it():
+    model = network("healthslm").train()
+    batch = {
+        "input_ids": LABELS,
+        "labels": LABELS,
+        "position_ids": torch.arange(13).expand(3, -1) % 5,
+        "attention_mask": torch.ones_like(LABELS),
+    }
+    assert_close(loss_and_gradients(model, **batch, skip_logits=True), loss_and_gradients(model, **batch))
+
+
+@pytest.mark.parametrize("arguments", ({}, {"num_items_in_batch": torch.tensor(77)}))
+def test_it_compiles_without_a_break(arguments):
+    model = network("healthslm").train()
+    plain = loss_and_gradients(model, input_ids=LABELS, labels=PARTLY_IGNORED, **arguments)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    loss = compiled(LABELS, labels=PARTLY_IGNORED, skip_logits=True, **arguments).loss
+    loss.backward()
+    assert_close(loss.detach(), plain[0])
+    assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, plain[1])
