@@ -10,25 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from networks import HEADS, REPOSITORY, random_ids
 from safetensors import safe_open
-from small_model import REPOSITORY, byte_tokenizer, random_ids, small_model
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    GenerationConfig,
-)
+from small_model import byte_tokenizer, small_model
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-CLASS_NAMES = {
-    AutoModel: "HealthSLMModel",
-    AutoModelForCausalLM: "HealthSLMForCausalLM",
-    AutoModelForSequenceClassification: "HealthSLMForSequenceClassification",
-    AutoModelForTokenClassification: "HealthSLMForTokenClassification",
-    AutoModelForQuestionAnswering: "HealthSLMForQuestionAnswering",
-}
+CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}
 CODE_FILES = {"configuration_healthslm.py", "modeling_healthslm.py"}
 
 
@@ -130,7 +118,7 @@ def expected_logits() -> torch.Tensor:
 
 def test_a_clean_process_opens_every_class_from_the_folders_own_code(opened: dict) -> None:
     assert opened["config_class"] == "HealthSLMConfig"
-    assert opened["classes"] == {auto_class.__name__: name for auto_class, name in CLASS_NAMES.items()}
+    assert opened["classes"] == CLASS_NAMES
     assert opened["packages"] == ["transformers_modules"]
 
 
@@ -168,20 +156,20 @@ def test_two_processes_at_once_share_an_empty_modules_cache(folder: Path, tmp_pa
         torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
 
 
-@pytest.mark.parametrize("saved_class", CLASS_NAMES, ids=lambda auto_class: auto_class.__name__)
-def test_a_folder_saved_by_one_class_opens_with_the_others(saved_class: type, tmp_path: Path) -> None:
-    saved = small_model(saved_class)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_folder_saved_with_one_head_opens_with_the_others(head: str, tmp_path: Path) -> None:
+    saved = small_model(head)
     saved.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architectures"] == [CLASS_NAMES[saved_class]]
+    assert config["architectures"] == [f"HealthSLM{head}"]
     assert config["auto_map"] == json.loads((REPOSITORY / "config.json").read_text())["auto_map"]
     assert {path.name for path in tmp_path.glob("*.py")} == CODE_FILES
 
-    body = saved.base_model.state_dict()
-    for auto_class in CLASS_NAMES:
-        model = auto_class.from_pretrained(tmp_path, trust_remote_code=True)
-        assert type(model).__name__ == CLASS_NAMES[auto_class]
-        torch.testing.assert_close(dict(model.base_model.state_dict()), dict(body), rtol=0, atol=0)
+    body = dict(saved.base_model.state_dict())
+    for auto_class, class_name in CLASS_NAMES.items():
+        model = getattr(transformers, auto_class).from_pretrained(tmp_path, trust_remote_code=True)
+        assert type(model).__name__ == class_name
+        torch.testing.assert_close(dict(model.base_model.state_dict()), body, rtol=0, atol=0)
 
 
 def test_the_saved_file_of_the_default_model_holds_110_tensors_and_no_second_head(tmp_path: Path) -> None:
