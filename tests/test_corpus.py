@@ -384,6 +384,7 @@ def test_real_questions_are_held_out_by_their_pmid(test_data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_real_data_give_a_corpus_that_adds_up(test_data, tmp_path):
     options = {"sources": [str(test_data / "corpus" / "train-*.parquet")], "workers": 2}
     options |= {"held_out": [test_data / "corpus" / "validation.parquet", test_data / "pubmedqa"]}
