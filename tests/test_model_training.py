@@ -1,0 +1,165 @@
+"""What training asks of the network: checkpointing, compiling, exporting, sharding over processes."""
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import FAMILIES, network, random_ids
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code():
+    """Every compiled network counts against one limit, for they share their code."""
+    torch.compiler.reset()
+
+
+PACKED = {"position_ids": (torch.arange(12) % 5).expand(2, -1)}
+
+
+def loss_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(random_ids(2, 12), labels=random_ids(2, 12), **arguments).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("use_reentrant", (True, False))
+@pytest.mark.parametrize(
+    ("family", "arguments"),
+    (("healthslm", {}), ("healthslm", PACKED), ("llama", {}), ("llama", {"use_cache": False, **PACKED})),
+    ids=("plain", "packed", "llama, plain", "llama, packed"),
+)
+def test_checkpointing_gives_the_same_gradients_in_less_memory(family, arguments, use_reentrant):
+    model = network(family, num_hidden_layers=4).train()
+
+    def kept_elements(**more) -> int:
+        kept = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(random_ids(2, 12), **more)
+        return kept
+
+    plain, plainly_kept = loss_and_gradients(model, **arguments), kept_elements(**arguments)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert model.is_gradient_checkpointing
+    if use_reentrant:
+        model.enable_input_require_grads()
+    assert_close(loss_and_gradients(model, **arguments), plain, atol=1e-6, rtol=1e-5)
+    assert kept_elements(**arguments) < plainly_kept / 2
+    model.gradient_checkpointing_disable()
+    assert kept_elements(**arguments) == plainly_kept
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "arguments"),
+    (
+        ("healthslm", "sdpa", {}),
+        ("healthslm", "sdpa", PACKED),
+        ("healthslm", "eager", PACKED),
+        ("llama", "sdpa", {}),
+        ("llama", "sdpa", {"use_cache": False, **PACKED}),
+    ),
+    ids=("plain", "packed", "packed, eager attention", "llama, plain", "llama, packed"),
+)
+def test_a_training_step_compiles_without_a_break(family, attention, arguments):
+    model = network(family, attention=attention).train()
+    eager = loss_and_gradients(model, **arguments)
+    compiled = loss_and_gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), **arguments)
+    assert_close(compiled[0], eager[0])
+    assert_close({name.removeprefix("_orig_mod."): gradient for name, gradient in compiled[1].items()}, eager[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_graph_serves_all_lengths(family):
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _) -> Callable:
+        graphs.append(graph)
+        return graph
+
+    model = network(family)
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    with torch.no_grad():
+        for length in (12, 9, 30):
+            input_ids = random_ids(2, length)
+            assert_close(compiled(input_ids, use_cache=False).logits, model(input_ids).logits)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strict", (True, False))
+def test_an_exported_network_takes_other_sizes_and_other_documents(family, strict):
+    model = network(family)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    example = {"input_ids": random_ids(2, 12), "position_ids": torch.arange(12).repeat(2, 1)}
+    exported = torch.export.export(
+        model,
+        (),
+        {**example, "use_cache": False},
+        strict=strict,
+        dynamic_shapes={**dict.fromkeys(example, sizes), "use_cache": None},
+    ).module()
+    packed = {"input_ids": random_ids(3, 10), "position_ids": (torch.arange(10) % 4).repeat(3, 1), "use_cache": False}
+    assert_close(exported(**packed).logits, model(**packed).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_rank_training_needs_gradients_of_inputs_alone(family):
+    """A frozen network passes gradients on to its inputs, as adapters under checkpointing ask."""
+    model = network(family).train().requires_grad_(False)
+    model.enable_input_require_grads()
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(output))
+    model(random_ids(2, 5)).logits.sum().backward()
+    assert seen[0].requires_grad
+    model.disable_input_require_grads()
+
+
+def share_weights(folder: str) -> None:
+    """One of two processes: half the network computes, with the other half, what the whole network computes alone."""
+    import torch
+    from torch import distributed
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    distributed.init_process_group("gloo")
+    whole = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    halves = {"distributed_config": DistributedConfig(tp_size=2)}
+    shared = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **halves)
+
+    weights = [model.model.layers[0].self_attn.q_proj.weight for model in (whole, shared)]
+    assert weights[1].to_local().shape[0] == weights[0].shape[0] / 2
+    input_ids = torch.arange(2, 26).view(2, 12)
+    torch.testing.assert_close(shared(input_ids).logits, whole(input_ids).logits, atol=1e-5, rtol=1e-5)
+    for skip_logits in (False, True):
+        losses = [model(input_ids, labels=input_ids, skip_logits=skip_logits).loss for model in (whole, shared)]
+        torch.testing.assert_close(*losses)
+        for weight, loss in zip(weights, losses, strict=True):
+            weight.grad = None
+            loss.backward()
+        half = weights[0].grad.chunk(2)[distributed.get_rank()]
+        torch.testing.assert_close(weights[1].grad.to_local(), half, atol=1e-5, rtol=1e-5)
+    generated = [model.generate(input_ids, max_new_tokens=5, do_sample=False) for model in (whole, shared)]
+    assert torch.equal(*generated)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", (True, False))
+def test_two_processes_share_the_weights(tied, tmp_path):
+    network("healthslm", tie_word_embeddings=tied).save_pretrained(tmp_path / "model")
+    script = tmp_path / "share.py"
+    script.write_text(f"import sys\n{inspect.getsource(share_weights)}\nshare_weights(sys.argv[1])")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    result = subprocess.run([*torchrun, script, tmp_path / "model"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
