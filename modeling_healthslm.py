@@ -318,7 +318,8 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         elif length > 1 and not kept_apart:
             documents = self._find_documents(inputs_embeds, attention_mask, position_ids, past_length)
         if not kept_apart:
-            self._warn_beyond_context(length, past_length, position_ids if documents is not None else None)
+            packed = documents is not None or "cu_seq_lens_q" in kwargs
+            self._warn_beyond_context(length, past_length, position_ids if packed else None)
 
         same_document = None
         if documents is not None:

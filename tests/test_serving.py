@@ -4,6 +4,7 @@ Such a server builds the model without memory, puts layers of its own in the pla
 requests as one row of tokens, and lets its own attention keep their keys and values, found by the layer's number.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,14 +177,20 @@ def test_one_compiled_graph_serves_batches_of_any_length() -> None:
             assert run_for_shape(compiled, random_ids(1, length), random_ids(1, length)).shape == (1, length, 32)
 
 
-def test_a_served_batch_longer_than_the_context_is_not_taken_for_a_long_prompt(caplog) -> None:
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What Transformers' loggers say."""
     logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
+def test_a_served_batch_longer_than_the_context_is_not_taken_for_a_long_prompt(messages) -> None:
     ids = random_ids(1, 77)
     run_for_shape(served_body(), ids, torch.arange(77)[None])
-    assert "77" not in caplog.text
+    assert "77" not in messages.text
     network("healthslm", "Model")(input_ids=ids)
-    assert "77" in caplog.text
-    logging.disable_propagation()
+    assert "77" in messages.text
 
 
 class MissingLayer(nn.Module):
@@ -224,14 +231,15 @@ def test_a_body_is_its_own_decoder_with_one_list_of_layers() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "paged|eager"])
-def test_continuous_batching_generates_what_each_prompt_does_alone(attention: str) -> None:
+def test_continuous_batching_generates_what_each_prompt_does_alone(attention: str, messages) -> None:
     model = network("healthslm", attention=attention.removeprefix("paged|"))
     greedy = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=1)
-    prompts = [random_ids(3, 12)[0, :3], random_ids(3, 12)[1, :12], random_ids(3, 12)[2, :7]]
+    prompts = [random_ids(3, 30)[0, :30], random_ids(3, 30)[1, :7], random_ids(3, 30)[2, :29]]
     expected = [model.generate(prompt[None], generation_config=greedy)[0, len(prompt) :] for prompt in prompts]
     model.set_attn_implementation(attention)
-    small_cache = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)
+    small_cache = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=128)
     requests = [prompt.tolist() for prompt in prompts]
     batch = model.generate_batch(requests, generation_config=greedy, continuous_batching_config=small_cache)
     generated = {tuple(output.prompt_ids): output.generated_tokens for output in batch.values()}
     assert [generated[tuple(request)] for request in requests] == [tokens.tolist() for tokens in expected]
+    assert "context" not in messages.text  # 66 tokens in all, but no prompt is longer than the 64 of the context
