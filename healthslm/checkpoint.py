@@ -64,7 +64,9 @@ def newest_checkpoint(checkpoints: Path) -> Path:
     """
     found = list_checkpoints(checkpoints)
     if not found:
-        raise UserError(f"{checkpoints}: no checkpoint step-N to resume from; remove {checkpoints.parent} to start anew")
+        raise UserError(
+            f"{checkpoints}: no checkpoint step-N to resume from; remove {checkpoints.parent} to start anew"
+        )
     return found[-1]
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from healthslm.bits_per_byte import score_documents
 from healthslm.documents import document_text
+from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.files import write_json
 from healthslm.models import open_model
 from healthslm.sources import find_sources, read_rows
-from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
 

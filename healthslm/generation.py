@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import TextStreamer, set_seed
 
+from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.models import open_model
-from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 
 NOTICE = "Machine-written text, for research only: it is not medical advice, and its statements are often false."
 

@@ -134,7 +134,7 @@ def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[s
         state = "required" if field.default is dataclasses.MISSING else f"default: {_show(field.default)}"
         settings: dict[str, Any] = {"help": f"{field.text} ({field.type}, {state})".lstrip().replace("%", "%%")}
         if field.type.startswith(("list[", "tuple[")):
-            settings["nargs"] = "*"
+            settings |= {"nargs": "*", "action": "extend"}
         elif field.type.startswith("bool"):
             settings |= {"nargs": "?", "const": "true"}
         parser.add_argument(field.flag, dest=field.name, metavar=field.name.rpartition(".")[2].upper(), **settings)

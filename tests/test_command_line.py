@@ -76,6 +76,7 @@ def test_a_list_takes_several_values_and_none_empties_the_recipes(tmp_path: Path
     assert parse(Options, ["--output", "x", "--held-out", "a", "b c"]).held_out == [Path("a"), Path("b c")]
     assert parse(Options, ["--recipe", recipe, "--held-out", "c"]).held_out == [Path("c")]
     assert parse(Options, ["--recipe", recipe, "--held-out"]).held_out == []
+    assert parse(Options, ["--output", "x", "--held-out", "a", "--held-out", "b"]).held_out == [Path("a"), Path("b")]
 
 
 def test_nested_options_switches_and_dictionaries_can_be_given_on_the_command_line() -> None:
