@@ -2,12 +2,14 @@
 
     python benchmarks/tokenizer_split.py CORPUS HELD_OUT.parquet
 
-Bits per byte are those of a small network that reads the same text, so the same number of bytes, under each split. The
-tokenizers are trained on the first `--tokenizer-bytes` of the corpus's training split and differ in the split alone.
+Bits per byte are those of a small network that reads the same text, so the same number of bytes, under each split; its
+vocabulary is the first `--network-vocab-size` tokens, so that it is not all embedding. The tokenizers are trained on
+`--tokenizer-bytes` of the corpus's training split and differ in the split alone.
 """
 
 import argparse
 import itertools
+import json
 import math
 import random
 from pathlib import Path
@@ -67,13 +69,22 @@ def train_tokenizer(split: PreTokenizer, texts: list[str], vocab_size: int) -> T
     return tokenizer
 
 
+def shrink(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The tokenizer that would have been trained with a smaller vocabulary: the first merges of the same list."""
+    state = json.loads(tokenizer.to_str())
+    vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+    state["model"]["vocab"] = {token: index for token, index in vocab.items() if index < vocab_size}
+    state["model"]["merges"] = merges[: vocab_size - (len(vocab) - len(merges))]
+    return Tokenizer.from_str(json.dumps(state))
+
+
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Each text's tokens after the separator, id 0."""
     return [[0, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts)]
 
 
 def train_network(
-    documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 8
+    documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 4
 ) -> LlamaForCausalLM:
     """One pass over the documents, packed into rows."""
     torch.manual_seed(0)
@@ -117,7 +128,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("held_out", type=Path)
     parser.add_argument("--vocab-size", type=int, default=32_000)
-    parser.add_argument("--tokenizer-bytes", type=int, default=100_000_000)
+    parser.add_argument("--tokenizer-bytes", type=int, default=60_000_000)
+    parser.add_argument("--network-vocab-size", type=int, default=8_000)
     parser.add_argument("--network-bytes", type=int, default=3_000_000)
     options = parser.parse_args()
 
@@ -126,14 +138,15 @@ def main() -> None:
     tokenizer_texts = take_bytes(train_texts, options.tokenizer_bytes)
     network_texts = take_bytes(train_texts, options.network_bytes)
     held_out = read_files([options.held_out])
-    scored = take_bytes(held_out, 500_000)
+    scored = take_bytes(held_out, 300_000)
 
     print("| split | bytes per token | bits per byte |\n| --- | ---: | ---: |", flush=True)
     for name, split in SPLITS.items():
         tokenizer = train_tokenizer(split, tokenizer_texts, options.vocab_size)
         bytes_per_token = count_bytes(held_out) / sum(len(ids) - 1 for ids in encode(tokenizer, held_out))
-        model = train_network(encode(tokenizer, network_texts), options.vocab_size)
-        bits_per_byte = bits(model, encode(tokenizer, scored)) / count_bytes(scored)
+        small = shrink(tokenizer, options.network_vocab_size)
+        model = train_network(encode(small, network_texts), options.network_vocab_size)
+        bits_per_byte = bits(model, encode(small, scored)) / count_bytes(scored)
         print(f"| {name} | {bytes_per_token:.3f} | {bits_per_byte:.4f} |", flush=True)
 
 
