@@ -142,6 +142,22 @@ def test_the_loss_of_an_update_is_the_mean_over_its_tokens(sample_folders):
     torch.testing.assert_close(loss, torch.cat(nats).mean())
 
 
+def test_bf16_keeps_weights_gradients_and_loss_in_fp32(sample_folders, monkeypatch):
+    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    losses, products = [], set()
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        torch.manual_seed(0)
+        model = make_model(TINY_MODEL).train()
+        model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *call: products.add(call[-1].dtype))
+        losses.append(accumulate_gradients(Accelerator(cpu=True), model, rows, range(4), 2))
+        assert {parameter.grad.dtype for parameter in model.parameters()} == {losses[-1].dtype} == {torch.float32}
+    assert products == {torch.float32, torch.bfloat16}
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
+
+
 def test_weight_decay_is_for_matrices_alone():
     model = make_model(TINY_MODEL)
     optimizer = make_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95))
