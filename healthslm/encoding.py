@@ -12,7 +12,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         UserError: There is none, or not such a one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     except Exception as error:  # for a damaged file the tokenizers library raises nothing narrower
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{name}: no tokenizer in this folder, or on the Hub by this name: {reason}") from error
