@@ -18,6 +18,8 @@ def forget_compiled_code():
     torch.compiler.reset()
 
 
+# Tracing takes seconds: Llama's is left to the slow tests.
+either_family = pytest.mark.parametrize("family", ("healthslm", pytest.param("llama", marks=pytest.mark.slow)))
 PACKED = {"position_ids": (torch.arange(12) % 5).expand(2, -1)}
 
 
@@ -63,23 +65,22 @@ def test_checkpointing_gives_the_same_gradients_in_less_memory(family, arguments
 @pytest.mark.parametrize(
     ("family", "attention", "arguments"),
     (
-        ("healthslm", "sdpa", {}),
-        ("healthslm", "sdpa", PACKED),
-        ("healthslm", "eager", PACKED),
-        ("llama", "sdpa", {}),
-        ("llama", "sdpa", {"use_cache": False, **PACKED}),
+        pytest.param("healthslm", "sdpa", {}, id="plain"),
+        pytest.param("healthslm", "sdpa", PACKED, id="packed"),
+        pytest.param("healthslm", "eager", PACKED, id="packed, eager attention", marks=pytest.mark.slow),
+        pytest.param("llama", "sdpa", {}, id="llama, plain", marks=pytest.mark.slow),
+        pytest.param("llama", "sdpa", {"use_cache": False, **PACKED}, id="llama, packed", marks=pytest.mark.slow),
     ),
-    ids=("plain", "packed", "packed, eager attention", "llama, plain", "llama, packed"),
 )
 def test_a_training_step_compiles_without_a_break(family, attention, arguments):
-    model = network(family, attention=attention).train()
+    model = network(family, attention=attention, num_hidden_layers=1).train()
     eager = loss_and_gradients(model, **arguments)
     compiled = loss_and_gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), **arguments)
     assert_close(compiled[0], eager[0])
     assert_close({name.removeprefix("_orig_mod."): gradient for name, gradient in compiled[1].items()}, eager[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@either_family
 def test_one_graph_serves_all_lengths(family):
     graphs = []
 
@@ -87,7 +88,7 @@ def test_one_graph_serves_all_lengths(family):
         graphs.append(graph)
         return graph
 
-    model = network(family)
+    model = network(family, num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
     with torch.no_grad():
         for length in (12, 9, 30):
@@ -96,10 +97,10 @@ def test_one_graph_serves_all_lengths(family):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("strict", (True, False))
+@either_family
+@pytest.mark.parametrize("strict", (pytest.param(True, marks=pytest.mark.slow), False))
 def test_an_exported_network_takes_other_sizes_and_other_documents(family, strict):
-    model = network(family)
+    model = network(family, num_hidden_layers=1)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = {"input_ids": random_ids(2, 12), "position_ids": torch.arange(12).repeat(2, 1)}
     exported = torch.export.export(
