@@ -1,75 +1,78 @@
 """Building the corpus: PubMed's XML and other text become training, validation and test documents in Parquet.
 
-    pubmed/ -> records/ -> corpus/{train,validation,test}/
+    pubmed/ -> records/ -> signatures/ -> corpus/{train,validation,test}/
 
-A step is a datatrove pipeline with one task for each file, or a query over the files of the step before:
+Three steps take each input file by itself, on as many cores or machines as there are, and two all of them together:
 
-    parse            PubMed's XML, file by file, to records
-    list_outdated    the records that a later record or a deletion replaces
-    collect          records and other text, file by file, to candidates: current, with a whole abstract or text
-    list_duplicates  the candidates that are held out, or copies of one in front of them
-    write            candidates, file by file, to the splits: not listed, not retracted
+    parse    PubMed's XML, file by file, to records
+    screen   records and other text, file by file, to signatures: whether a document is of use, and keys of its content
+    select   all signatures to a list of what leaves: outdated, of no use, held out, copies, retracted
+    write    records and other text, file by file, to the splits, less what is listed
+    finish   the report, and the corpus under its name
 
-Copies leave before retracted articles do, so that a retracted article leaves with its copies in other sources.
-A folder appears under its name when it is complete: a run that fails leaves what was there before.
+Records and signatures stay, and are used again as long as their file is the same: a day's update file joins without
+the rest being parsed again. The corpus appears when it is complete: a run that fails leaves what was there before, and
+the same command goes on where it stopped.
 """
 
 import logging
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from healthslm.candidates import (
-    CandidateReader,
-    Fingerprint,
-    SourceReader,
-    Split,
-    candidate_writer,
-    corpus_writer,
-    list_duplicates,
-    retraction,
-    unusable,
-    write_held_out,
-)
+from healthslm import documents, language, markup, passages, pubmed, records, screening, scrubbing, signatures, splits
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
-from healthslm.files import replacing, write_json
-from healthslm.pipeline import DropFilter, ListedFilter, run_tasks
-from healthslm.records import PubmedReader, file_name, list_outdated, read_record_documents, record_writer
+from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
+from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
+from healthslm.records import PubmedReader, file_name, read_record_documents, record_writer
 from healthslm.report import REPORT, corpus_report, summary
-from healthslm.sources import Source, find_sources
+from healthslm.screening import Criteria, Screen, SourceReader, signature_writer, write_held_out
+from healthslm.selection import list_dropped
+from healthslm.sources import Columns, Source, find_sources
+from healthslm.splits import REMOVED, DroppedFilter, Passages, corpus_writer
+from healthslm.tables import has_stamp, make_stamp
 
 logger = logging.getLogger(__name__)
 
 _YEAR_OF_FILE = re.compile(r"pubmed(\d\d)n\d+\.xml")
+_PARSING = (pubmed, markup, records)
+_SCREENING = (screening, documents, records, scrubbing, language, signatures)
+_WRITING = (splits, documents, records, scrubbing, passages)
 
 
 @dataclass
-class CorpusOptions:
+class CorpusOptions(ExecutorOptions):
     """Options of `build_corpus`."""
 
-    output: Path
-    """Folder to write the corpus to."""
+    output: Path = field(kw_only=True)
+    """Folder to write the corpus to; records/ and signatures/ are written beside it."""
     pubmed: Path | None = None
     """Folder with PubMed's XML files (.xml, .xml.gz), or with NCBI's folders baseline/ and updatefiles/ of them."""
-    records: Path | None = None
-    """Folder to write PubMed's records to; when left out, records/ beside the corpus."""
     sources: list[str] = field(default_factory=list)
     """Other text: files, folders or patterns of .parquet, .jsonl and .txt, or hub:NAME for a data set of the Hub."""
+    id_columns: list[str] = field(default_factory=lambda: list(Columns.id))
+    """Columns of other text that may hold a document's id: the first that a row has."""
+    title_columns: list[str] = field(default_factory=lambda: list(Columns.title))
+    """Columns that may hold its title."""
+    text_columns: list[str] = field(default_factory=lambda: list(Columns.text))
+    """Columns that may hold its text."""
     held_out: list[Path] = field(default_factory=list)
-    """Files (.parquet, .jsonl) whose documents, known by their id or text, stay out of the corpus."""
+    """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
     validation_fraction: float = 0.005
     """Share of the documents that becomes the validation split."""
     test_fraction: float = 0.005
     """Share of the documents that becomes the test split."""
     min_words: int = 20
     """Documents with a text of fewer words are dropped."""
-    workers: int = 0
-    """Processes at once; 0: one for each core."""
+    any_language: bool = False
+    """Keep documents whose text is not English, too."""
+    max_bytes: int = 4096
+    """Longer texts are cut at paragraphs into parts of at most so many bytes: about a context of 1,024 tokens."""
+    write_removed: bool = False
+    """Write what was dropped, with the reason, to removed/ in the corpus."""
 
 
 def build_corpus(options: CorpusOptions) -> None:
@@ -81,39 +84,99 @@ def build_corpus(options: CorpusOptions) -> None:
     _check(options)
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
     names = [file_name(path) for path in pubmed_files]
-    sources = find_sources(options.sources, taken=names)
+    records_folder = options.output.absolute().parent / "records"
+    record_files = [records_folder / f"{name}.parquet" for name in names]
+    columns = Columns(tuple(options.id_columns), tuple(options.title_columns), tuple(options.text_columns))
+    sources = [
+        Source(name, str(path.absolute()), partial(read_record_documents, record_file))
+        for name, path, record_file in zip(names, pubmed_files, record_files, strict=True)
+    ] + find_sources(options.sources, taken=names, columns=columns)
     # A number as id is a PMID here, whatever the kind of text: to hold out too much does no harm.
     held_out = find_sources([str(path) for path in options.held_out], default_kind="abstract")
-    if not pubmed_files and not sources:
+    if not sources:
         raise UserError("nothing to read: give --pubmed FOLDER, --sources FILES, or both")
 
-    with replacing(options.output) as corpus:
-        work = corpus / "work"
-        for folder in (work, *(corpus / split for split in SPLITS)):
-            folder.mkdir(parents=True)
-        write_held_out(held_out, work / "held_out.parquet")
-        if pubmed_files:
-            records = _records_folder(options)
-            parse(pubmed_files, records, options.workers, work)
-            list_outdated(records, work / "outdated.parquet")
-            sources = [
-                Source(name, str(path), partial(read_record_documents, records / f"{name}.parquet"))
-                for name, path in zip(names, pubmed_files, strict=True)
-            ] + sources
-        collect(sources, work, options)
-        if not any((work / "candidates").glob("*.parquet")):
-            raise UserError(
-                f"no usable document: all are deleted, without text, truncated or below {options.min_words} words"
-            )
-        list_duplicates(work / "candidates", work / "held_out.parquet", work / "duplicates.parquet")
-        write(sources, work, corpus, options)
+    work = Workplace(options.output.absolute())
+    with naming_full_disk(work.folder):
+        steps = _plan(options, work, sources, record_files, held_out)
+        if not run_steps(steps, options, work.logs):
+            logger.info("handed to Slurm; what each task says goes to %s", work.logs)
+            return
+    logger.info("%s", summary(read_json(options.output / REPORT)))
 
-        report = corpus_report(sources, held_out, _settings(options), work / "logs", corpus)
-        if report["splits"]["train"]["documents"] == 0:
-            raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
-        write_json(corpus / REPORT, report)
-        shutil.rmtree(work)
-    logger.info("%s", summary(report))
+
+def _plan(
+    options: CorpusOptions, work: Workplace, sources: list[Source], record_files: list[Path], held_out: list[Source]
+) -> list[Step]:
+    criteria = Criteria(options.min_words, not options.any_language, options.validation_fraction, options.test_fraction)
+    settings = vars(criteria) | {"max_bytes": options.max_bytes}
+    columns = [options.id_columns, options.title_columns, options.text_columns]
+    held_out_sums = [source.sha256 for source in held_out]
+    signature_files = [work.target.parent / "signatures" / f"{source.name}.parquet" for source in sources]
+    record_stamps = [make_stamp(_PARSING, source.sha256) for source in sources[: len(record_files)]]
+    signature_stamps = [
+        make_stamp(_PARSING + _SCREENING, source.name, source.sha256, vars(criteria), columns, held_out_sums)
+        for source in sources
+    ]
+    work.open(make_stamp(_WRITING, signature_stamps, settings, options.write_removed))
+    held_out_keys, held_out_ngrams = work.folder / "held_out.parquet", work.folder / "held_out_ngrams.npy"
+    write_held_out(held_out, held_out_keys, held_out_ngrams)
+    for folder in {path.parent for path in (*record_files, *signature_files)}:
+        folder.mkdir(exist_ok=True)
+        remove_partials(folder)
+
+    dropped = work.folder / "dropped.parquet"
+    removed = work.output / REMOVED if options.write_removed else None
+    parse = [
+        PubmedReader([Path(source.location) for source in sources[: len(record_files)]]),
+        record_writer(record_files, record_stamps),
+    ]
+    screen = [
+        SourceReader(sources),
+        Screen(criteria, held_out_ngrams),
+        signature_writer(signature_files, signature_stamps),
+    ]
+    select = Call(list_dropped, signature_files, record_files, held_out_keys, dropped)
+    write = [
+        SourceReader(sources),
+        DroppedFilter(dropped, removed),
+        Passages(options.max_bytes, criteria),
+        corpus_writer(work.output),
+    ]
+    finish = Call(_finish, work, sources, signature_files, held_out, settings)
+    # What comes from the Hub has no checksum by which to know that it is the same.
+    unknown = {rank for rank, source in enumerate(sources) if source.sha256 is None}
+    return [
+        Step("parse", parse, len(record_files), _standing(record_files, record_stamps)),
+        Step("screen", screen, len(sources), _standing(signature_files, signature_stamps) - unknown),
+        Step("select", [select], 1),
+        Step("write", write, len(sources), work.finished("write") - unknown),
+        Step("finish", [finish], 1),
+    ]
+
+
+def _standing(paths: list[Path], stamps: list[str]) -> frozenset[int]:
+    """Numbers of the files that an earlier run has made of the same."""
+    pairs = zip(paths, stamps, strict=True)
+    return frozenset(number for number, (path, stamp) in enumerate(pairs) if has_stamp(path, stamp))
+
+
+def _finish(
+    work: Workplace,
+    sources: list[Source],
+    signature_files: list[Path],
+    held_out: list[Source],
+    settings: dict[str, Any],
+) -> None:
+    """Write the report into the corpus, and put it under its name."""
+    dropped = work.folder / "dropped.parquet"
+    for split in SPLITS:
+        (work.output / split).mkdir(exist_ok=True)
+    report = corpus_report(sources, signature_files, held_out, dropped, work.output, settings)
+    if report["splits"]["train"]["documents"] == 0:
+        raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
+    write_json(work.output / REPORT, report)
+    work.close()
 
 
 def _check(options: CorpusOptions) -> None:
@@ -122,34 +185,15 @@ def _check(options: CorpusOptions) -> None:
         raise UserError("validation_fraction and test_fraction must not be negative")
     if options.validation_fraction + options.test_fraction >= 1:
         raise UserError("validation_fraction and test_fraction must leave something to train on: a sum below 1")
-    _refuse_to_replace(options.output, _is_corpus)
-    if options.pubmed:
-        records, output = _records_folder(options), options.output
-        _refuse_to_replace(records, _is_records)
-        if records.resolve().is_relative_to(output.resolve()) or output.resolve().is_relative_to(records.resolve()):
-            raise UserError(f"{records}: lies in the folder {output}, or that in it: each needs a folder of its own")
-
-
-def _records_folder(options: CorpusOptions) -> Path:
-    return options.records or options.output.parent / "records"
-
-
-def _refuse_to_replace(folder: Path, is_ours: Callable[[Path], bool]) -> None:
-    if folder.exists() and not is_ours(folder):
-        raise UserError(f"{folder}: holds other things than the output of an earlier run, and would be replaced")
+    if options.max_bytes < 256:
+        raise UserError(f"max_bytes is {options.max_bytes}: parts of fewer than 256 bytes are no text to learn from")
+    corpus = options.output
+    if corpus.exists() and not _is_corpus(corpus):
+        raise UserError(f"{corpus}: holds other things than the output of an earlier run, and would be replaced")
 
 
 def _is_corpus(folder: Path) -> bool:
     return folder.is_dir() and ((folder / REPORT).exists() or not any(folder.iterdir()))
-
-
-def _is_records(folder: Path) -> bool:
-    return folder.is_dir() and all(path.suffix == ".parquet" for path in folder.iterdir())
-
-
-def _settings(options: CorpusOptions) -> dict[str, Any]:
-    """The options that decide what the corpus holds."""
-    return {name: getattr(options, name) for name in ("validation_fraction", "test_fraction", "min_words")}
 
 
 def find_pubmed_files(folder: Path) -> list[Path]:
@@ -177,35 +221,3 @@ def find_pubmed_files(folder: Path) -> list[Path]:
         first, second, *_ = by_year.values()
         raise UserError(f"{second}: of another year than {first}: PubMed's files of one year replace all earlier ones")
     return files
-
-
-def parse(files: list[Path], records: Path, workers: int, work: Path) -> None:
-    """Turn PubMed's XML files into Parquet files of records, of the same names."""
-    with replacing(records) as new:
-        blocks = [PubmedReader(files), record_writer(new)]
-        run_tasks("parse", blocks, len(files), workers, work / "logs")
-
-
-def collect(sources: list[Source], work: Path, options: CorpusOptions) -> None:
-    """Turn all sources into candidates: the documents that are current and whole."""
-    outdated = work / "outdated.parquet"
-    blocks = [
-        SourceReader(sources),
-        *([ListedFilter(outdated)] if outdated.exists() else []),
-        DropFilter(partial(unusable, min_words=options.min_words)),
-        Fingerprint(),
-        candidate_writer(work / "candidates"),
-    ]
-    run_tasks("collect", blocks, len(sources), options.workers, work / "logs")
-
-
-def write(sources: list[Source], work: Path, corpus: Path, options: CorpusOptions) -> None:
-    """Write the candidates that stay to the splits of the corpus."""
-    blocks = [
-        CandidateReader([work / "candidates" / f"{source.name}.parquet" for source in sources]),
-        ListedFilter(work / "duplicates.parquet"),
-        DropFilter(retraction),
-        Split(options.validation_fraction, options.test_fraction),
-        corpus_writer(corpus),
-    ]
-    run_tasks("write", blocks, len(sources), options.workers, work / "logs")

@@ -14,6 +14,7 @@ SECTION_TYPE = pa.struct(
 DOCUMENT_SCHEMA = pa.schema(
     {
         "id": pa.string(),
+        "part": pa.int32(),  # from 1, of a document that is longer than a part may be
         "title": pa.string(),
         "text": pa.string(),
         "source": pa.string(),
@@ -57,6 +58,11 @@ def text_hash(text: str) -> str:
     punctuation or Unicode form have the same hash."""
     letters = unicodedata.normalize("NFKC", text).casefold().translate(_NOT_ALPHANUMERIC)
     return hashlib.sha256(letters.encode()).hexdigest()[:32]
+
+
+def hash_key(text: str) -> int:
+    """64 bits of a text's SHA-256, signed as Parquet and SQL have them."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def split_of(identifier: str, validation_fraction: float, test_fraction: float) -> str:

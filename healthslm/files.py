@@ -1,5 +1,6 @@
 """Files that exist whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,10 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
         new = partial / path.name
-        yield new
-        _sync_all(new)
-        _rename_onto(new, path, aside=partial / f"{path.name}.old")
-        _sync(path.parent)
+        with naming_full_disk(path):
+            yield new
+            publish(new, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raise what fails in the block because the disk is full as a UserError, and other OSErrors, with this path."""
+    try:
+        yield
     except Exception as error:
         # Rust libraries (safetensors, tokenizers) and Arrow report a full disk by its text alone.
         if "No space left on device" in str(error):
@@ -41,8 +50,30 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    finally:
+
+
+def publish(new: Path, path: Path) -> None:
+    """Sync a finished file or folder to disk and rename it onto `path`, in the place of one that was there.
+
+    Both lie on one file system; the old one is gone when the function returns.
+    """
+    _sync_all(new)
+    aside = new.with_name(f"{new.name}.old")
+    _rename_onto(new, path, aside)
+    _sync(path.parent)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what `replacing` leaves in a folder when its process is killed."""
+    for partial in folder.glob(".*.partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,116 +1,240 @@
-"""Running datatrove pipelines: lists of blocks, one task for each input file."""
+"""Running a stage as steps of tasks, one task an input file, on one machine or a cluster, by datatrove.
+
+A step is a datatrove pipeline: a list of blocks through which the documents of a task pass. Its tasks share nothing and
+run in any order and number at once, so every executor gives the same bytes. A step of a single task (a query over the
+output of the step before, say) runs in the process that started the stage, or as a job of its own on Slurm.
+"""
 
 import io
-import json
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import loguru
-import pyarrow.parquet as pq
-from datatrove.data import Document
-from datatrove.executor import LocalPipelineExecutor
+from datatrove.data import DocumentsPipeline
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.utils.stats import PipelineStats
 from tqdm import tqdm
+
+from healthslm.errors import UserError
+from healthslm.files import publish
 
 # datatrove logs to the terminal from its import on; the log of a run lies in its folder of logs.
 loguru.logger.remove()
 
+SHOWN_FAILURES = 10
 
-def run_tasks(step: str, blocks: list[PipelineStep], tasks: int, workers: int, logs: Path) -> None:
-    """Run the pipeline `blocks` as so many tasks, each of which has one input, on `workers` processes (0: one a core).
 
-    Log, completion marker and statistics of each task go to the folder of the step in `logs`; the terminal shows a
-    progress bar alone.
+@dataclass
+class ExecutorOptions:
+    """Where and how many tasks run at once."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where tasks run: in processes of this machine, as jobs of Slurm or on a Ray cluster, over one file system."""
+    workers: int = 0
+    """Tasks at once; 0: one for each core of this machine, and no limit on a cluster."""
+    executor_settings: dict[str, Any] = field(default_factory=dict)
+    """More settings of datatrove's executor: {partition: cpu, time: "12:00:00"} for Slurm."""
+
+
+class Call(PipelineStep):
+    """A block that calls a function: a step of a single task that is no stream of documents."""
+
+    name = "call"
+    type = "🔗 - QUERY"
+
+    def __init__(self, function: Callable[..., None], *arguments: Any):
+        super().__init__()
+        self.function = function
+        self.arguments = arguments
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        self.function(*self.arguments)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a stage does next: `tasks` runs of the pipeline `blocks`, each with a rank of its own."""
+
+    name: str
+    blocks: list[PipelineStep]
+    tasks: int
+    finished: frozenset[int] = frozenset()
+    """Ranks of the tasks whose output stands already, from an earlier run."""
+
+
+def run_steps(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> bool:
+    """Run the steps one after the other; where a task fails, the other tasks of its step are still done.
+
+    Log, statistics and completion marker of each task go to `logs/STEP`; the terminal shows one progress bar.
+
+    Returns:
+        False where the steps have only been handed to Slurm, which runs them after this function returns.
+
+    Raises:
+        UserError: tasks have failed for a reason that the user can mend; names each.
     """
-    workers = min(tasks, workers or os.cpu_count() or 1)
-    executor = _QuietExecutor(blocks, tasks=tasks, workers=workers, logging_dir=str(logs / step))
-    with _progress(step, tasks, logs / step / "completions"), redirect_stderr(io.StringIO()):
-        executor.run()
+    steps = [step for step in steps if step.tasks]
+    for step in steps:
+        shutil.rmtree(logs / step.name, ignore_errors=True)
+        for folder in ("completions", "failures"):
+            (logs / step.name / folder).mkdir(parents=True)
+        for rank in step.finished:
+            (logs / step.name / "completions" / f"{rank:05d}").touch()
+    if options.executor == "slurm":
+        _submit(steps, options, logs)
+        return False
+    with _progress(steps, logs) as bar:
+        for step in steps:
+            bar.set_description(step.name)
+            _run_step(step, options, logs)
+    return True
 
 
-class _QuietExecutor(LocalPipelineExecutor):
-    """Keeps datatrove's log off the terminal, in the worker processes too."""
+@dataclass(frozen=True)
+class Workplace:
+    """A folder beside a stage's output where a run makes it, and goes on with it when it was killed."""
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
+    target: Path
+    """The output's name, under which it appears when it is whole."""
+
+    @property
+    def folder(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.work")
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    def open(self, key: str) -> None:
+        """Make the folder; what a run has left there that made something else, of another `key`, goes."""
+        key_file = self.folder / "key"
+        if not (key_file.exists() and key_file.read_text() == key and self.output.is_dir()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.output.mkdir(parents=True)
+            key_file.write_text(key)
+
+    def finished(self, step: str) -> frozenset[int]:
+        """Ranks of the tasks of a step that an earlier run with the same key has finished."""
+        return frozenset(int(path.name) for path in (self.logs / step / "completions").glob("*"))
+
+    def close(self) -> None:
+        """Put the output under its name; of the rest, the logs stay."""
+        publish(self.output, self.target)
+        for path in self.folder.iterdir():
+            if path.is_file():
+                path.unlink()
+
+
+def _run_step(step: Step, options: ExecutorOptions, logs: Path) -> None:
+    if isinstance(step.blocks[0], Call):
+        step.blocks[0]()
+        (logs / step.name / "completions" / "00000").touch()
+    elif len(step.finished) < step.tasks:
+        processes = min(step.tasks, options.workers or os.cpu_count() or 1)
+        more = {"workers": processes} if options.executor == "local" else {}
+        executor = _make_executor(options.executor, step, options, logs, **more)
         with redirect_stderr(io.StringIO()):
-            return super()._run_for_rank(rank, local_rank, node_rank)
+            executor.run()
+    _raise_failures(logs / step.name, step.tasks)
+
+
+def _raise_failures(logs: Path, tasks: int) -> None:
+    failures = [path.read_text() for path in sorted((logs / "failures").iterdir())]
+    if len(failures) == 1:
+        raise UserError(failures[0])
+    if failures:
+        shown = "; ".join(failures[:SHOWN_FAILURES])
+        more = f"; and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
+        raise UserError(f"{len(failures)} of {tasks} inputs failed: {shown}{more}")
+    completed = len(list((logs / "completions").iterdir()))
+    if completed < tasks:  # a worker of a cluster has died; datatrove only writes so into the log
+        raise UserError(f"{logs}: {tasks - completed} of {tasks} tasks did not end; run the command again to do them")
+
+
+class _NotesFailures(PipelineExecutor):
+    """Keeps datatrove's log off the terminal, and notes why a task failed, so that the tasks beside it go on."""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        try:
+            with redirect_stderr(io.StringIO()):
+                return super()._run_for_rank(rank, local_rank, node_rank)
+        except UserError as error:
+            with self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
+                file.write(str(error))
+            with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
+                file.write("[]")  # Ray's executor adds up those of all tasks
+            return PipelineStats()
+
+
+class _Local(_NotesFailures, LocalPipelineExecutor):
+    pass
+
+
+class _Ray(_NotesFailures, RayPipelineExecutor):
+    pass
+
+
+class _Slurm(_NotesFailures, SlurmPipelineExecutor):
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        stats = super()._run_for_rank(rank, local_rank, node_rank)
+        if self.logging_dir.exists(f"failures/{rank:05d}"):
+            sys.exit(1)  # jobs that depend on this one are not to start
+        return stats
+
+
+def _make_executor(kind: str, step: Step, options: ExecutorOptions, logs: Path, **more: Any) -> PipelineExecutor:
+    """datatrove's executor for a step, with the user's settings."""
+    classes = {"local": _Local, "ray": _Ray, "slurm": _Slurm}
+    settings = {"workers": options.workers or -1, "skip_completed": True} | more | options.executor_settings
+    try:
+        return classes[kind](step.blocks, tasks=step.tasks, logging_dir=str(logs / step.name), **settings)
+    except TypeError as error:  # names the setting that is missing, or that there is none of
+        raise UserError(f"executor_settings do not fit the executor {kind}: {error}") from error
+
+
+def _submit(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None:
+    """Hand the steps to Slurm as a chain of jobs, each of which begins when the one before has ended well."""
+    executor = None
+    environment = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+    for step in steps:
+        more = {"job_name": step.name, "env_command": environment, "depends": executor}
+        executor = _make_executor("slurm", step, options, logs, **more)
+    executor.run()
 
 
 @contextmanager
-def _progress(step: str, tasks: int, completions: Path) -> Iterator[None]:
-    """Show how many tasks have left their completion marker, which works for every executor."""
-    done = threading.Event()
+def _progress(steps: Sequence[Step], logs: Path) -> Iterator[tqdm]:
+    """Show how many tasks of all steps have ended by the marks that they leave, which works for every executor."""
+    stopped = threading.Event()
+    marks = [logs / step.name / folder for step in steps for folder in ("completions", "failures")]
 
     def watch(bar: tqdm) -> None:
-        while not done.wait(0.5):
-            bar.update(completed() - bar.n)
-        bar.update(completed() - bar.n)
+        while not stopped.wait(0.5):
+            show(bar)
+        show(bar)
 
-    def completed() -> int:
-        return sum(1 for _ in completions.iterdir()) if completions.is_dir() else 0
+    def show(bar: tqdm) -> None:
+        bar.update(sum(len(os.listdir(folder)) for folder in marks) - bar.n)
 
-    with tqdm(total=tasks, desc=step, unit="file", file=sys.stderr) as bar:
+    initial = sum(len(step.finished) for step in steps)
+    with tqdm(total=sum(step.tasks for step in steps), initial=initial, unit="task", file=sys.stderr) as bar:
         watcher = threading.Thread(target=watch, args=(bar,))
         watcher.start()
         try:
-            yield
+            yield bar
         finally:
-            done.set()
+            stopped.set()
             watcher.join()
-
-
-def filter_counts(logs: Path, step: str, task: int) -> tuple[int, dict[str, int]]:
-    """How many documents came to the first filter of a task, and how many each reason dropped, from its statistics."""
-    blocks = json.loads((logs / step / "stats" / f"{task:05d}.json").read_text())
-    filters = [block["stats"] for block in blocks if "forwarded" in block["stats"] or "dropped" in block["stats"]]
-    dropped = {
-        name.removeprefix("dropped_"): _total(value)
-        for stats in filters
-        for name, value in stats.items()
-        if name.startswith("dropped_")
-    }
-    return (_total(filters[0]["total"]) if filters else 0), dropped
-
-
-def _total(statistic: int | dict[str, int]) -> int:
-    """datatrove writes a count as a number alone where all its parts are 1."""
-    return statistic["total"] if isinstance(statistic, dict) else statistic
-
-
-class DropFilter(BaseFilter):
-    """Drops the documents for which `reason` gives a reason."""
-
-    name = "drop by reason"
-
-    def __init__(self, reason: Callable[[Document], str | None]):
-        super().__init__()
-        self.reason = reason
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        reason = self.reason(doc)
-        return True if reason is None else (False, reason)
-
-
-class ListedFilter(BaseFilter):
-    """Drops the documents that a Parquet file lists: columns file, position in that file, reason."""
-
-    name = "drop as listed"
-
-    def __init__(self, listed: Path):
-        super().__init__()
-        self.listed = listed
-        self.file: str | None = None
-        self.reasons: dict[int, str] = {}
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        if doc.metadata["file"] != self.file:
-            self.file = doc.metadata["file"]
-            rows = pq.read_table(self.listed, filters=[("file", "=", self.file)])
-            self.reasons = dict(zip(rows["position"].to_pylist(), rows["reason"].to_pylist(), strict=True))
-        reason = self.reasons.get(doc.metadata["position"])
-        return True if reason is None else (False, reason)

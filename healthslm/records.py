@@ -1,4 +1,4 @@
-"""PubMed's records in Parquet, and which of them are PubMed's present state."""
+"""PubMed's records in Parquet, and the documents that they become."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.writers import ParquetWriter
 
 from healthslm.documents import pmid_id
 from healthslm.pubmed import RETRACTED_TYPES, RETRACTION_NOTICE_TYPES, read_records
-from healthslm.queries import run_query
+from healthslm.scrubbing import scrub
+from healthslm.tables import StampedWriter
 
 RECORD_SCHEMA = pa.schema(
     {
@@ -34,7 +34,7 @@ NOT_SHOWN_LABELS = {"", "UNASSIGNED"}
 
 
 class PubmedReader(PipelineStep):
-    """Yields the records of PubMed's XML files, in their order; a task reads its share of the files."""
+    """Yields the records of PubMed's XML files in their order; task i reads file i."""
 
     name = "PubMed XML"
     type = "📖 - READER"
@@ -44,50 +44,18 @@ class PubmedReader(PipelineStep):
         self.paths = paths
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for path in self.paths[rank::world_size]:
-            for record in read_records(path):
-                yield Document(text="", id=pmid_id(record["pmid"]), metadata={"file": file_name(path), **record})
+        for record in read_records(self.paths[rank]):
+            yield Document(text="", id=pmid_id(record["pmid"]), metadata=record)
 
 
-def record_writer(records: Path) -> ParquetWriter:
-    """The block that writes one Parquet file of records for each XML file."""
-    return ParquetWriter(
-        str(records), "${file}.parquet", "zstd", adapter=_record_row, schema=RECORD_SCHEMA, max_file_size=-1
-    )
-
-
-def _record_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
-    return {column: document.metadata[column] for column in RECORD_SCHEMA.names}
+def record_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
+    """The block that writes the records of XML file i to paths[i]."""
+    return StampedWriter(paths, stamps, RECORD_SCHEMA, row=lambda document: document.metadata)
 
 
 def file_name(path: Path) -> str:
     """The name of an XML file without its suffixes: pubmed26n0001."""
     return path.name.removesuffix(".gz").removesuffix(".xml")
-
-
-def list_outdated(records: Path, output: Path) -> None:
-    """List the records that are not PubMed's present state, with the reason (see `ListedFilter`).
-
-    Of a PMID, the highest version counts, and of that the last record in the order of file names and within files.
-    Where this one is a deletion, the citation is gone, until a later file brings it back. Reasons: `deletion` (the
-    record is one itself), `deleted`, `superseded`.
-    """
-    run_query(
-        """
-        SELECT file, position,
-               CASE WHEN deleted THEN 'deletion' WHEN newest_deleted THEN 'deleted' ELSE 'superseded' END AS reason
-        FROM (
-            SELECT parse_filename(filename, true) AS file, file_row_number AS position, deleted,
-                   row_number() OVER newest_first AS rank, first_value(deleted) OVER newest_first AS newest_deleted
-            FROM read_parquet($records, filename = true, file_row_number = true)
-            WINDOW newest_first AS (PARTITION BY pmid ORDER BY version DESC, filename DESC, file_row_number DESC)
-        )
-        WHERE deleted OR rank > 1
-        ORDER BY file, position
-        """,
-        {"records": str(records / "*.parquet")},
-        output,
-    )
 
 
 def read_record_documents(path: Path) -> Iterator[Document]:
@@ -106,11 +74,13 @@ def record_document(record: dict[str, Any]) -> Document:
     """
     text, sections = "", []
     for section in record["sections"]:
-        label = section["label"]
+        label, content = section["label"], scrub(section["text"])
+        if not content:
+            continue
         text += " " if text else ""
         text += "" if label in NOT_SHOWN_LABELS else f"{label.rstrip(': ')}: "
         start = len(text)
-        text += section["text"]
+        text += content
         sections.append({"label": label, "category": section["category"], "start": start, "end": len(text)})
     return Document(
         text=text,

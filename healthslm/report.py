@@ -1,89 +1,97 @@
 """The report of a corpus: what was read from each source, kept, and dropped by reason."""
 
-import glob
-import hashlib
 import importlib.metadata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import healthslm
 from healthslm.documents import SPLITS
-from healthslm.pipeline import filter_counts
-from healthslm.queries import fetch_rows
-from healthslm.sources import HUB_PREFIX, Source
+from healthslm.sources import Source
 
 REPORT = "report.json"
+COUNTS = ("documents", "parts", "bytes")
 LIBRARIES = ("datatrove", "lxml", "pyarrow", "duckdb", "datasets")
 
 
 def corpus_report(
-    sources: list[Source], held_out: list[Source], settings: dict[str, Any], logs: Path, corpus: Path
+    sources: list[Source],
+    signature_files: list[Path],
+    held_out: list[Source],
+    dropped: Path,
+    corpus: Path,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that report.json tells. In each source and in all, read = kept + the sum of dropped.
 
     It holds no dates and no folders, so that the same input gives the same report.
     """
-    files = [_source_report(task, source, logs, corpus) for task, source in enumerate(sources)]
-    dropped = sum((Counter(file["dropped"]) for file in files), Counter())
+    reasons = _count_reasons(dropped)
+    files = [
+        _source_report(source, pq.read_metadata(signature_file).num_rows, reasons.get(source.name, {}), corpus)
+        for source, signature_file in zip(sources, signature_files, strict=True)
+    ]
+    total = sum((Counter(file["dropped"]) for file in files), Counter())
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "read": sum(file["read"] for file in files),
         "kept": sum(file["kept"] for file in files),
-        "dropped": dict(sorted(dropped.items())),
+        "dropped": dict(sorted(total.items())),
         "splits": {split: _split_report(corpus / split) for split in SPLITS},
         "settings": settings,
-        "held_out": [{"name": source.name, "sha256": _sha256(source.location)} for source in held_out],
+        "held_out": [{"name": source.name, "sha256": source.sha256} for source in held_out],
         "files": files,
         "versions": {"healthslm": healthslm.__version__} | versions,
     }
 
 
-def _source_report(task: int, source: Source, logs: Path, corpus: Path) -> dict[str, Any]:
-    read, dropped_in_collect = filter_counts(logs, "collect", task)
-    _, dropped_in_write = filter_counts(logs, "write", task)
-    dropped = dropped_in_collect | dropped_in_write
-    kept = sum(pq.read_metadata(path).num_rows for path in corpus.glob(f"*/{glob.escape(source.name)}.parquet"))
+def _count_reasons(dropped: Path) -> dict[str, dict[str, int]]:
+    """How many documents leave each source, by reason."""
+    reasons: dict[str, dict[str, int]] = {}
+    query = "SELECT file, reason, count(*) FROM read_parquet($dropped) GROUP BY ALL ORDER BY ALL"
+    for file, reason, count in _fetch_rows(query, {"dropped": str(dropped)}):
+        reasons.setdefault(file, {})[reason] = count
+    return reasons
+
+
+def _source_report(source: Source, read: int, dropped: dict[str, int], corpus: Path) -> dict[str, Any]:
+    paths = [corpus / split / f"{source.name}.parquet" for split in SPLITS]
+    written = [pq.read_table(path, columns=["part"]) for path in paths if path.exists()]
+    kept = sum(pc.sum(pc.equal(table["part"], 1)).as_py() or 0 for table in written)
     if read != kept + sum(dropped.values()):
         raise RuntimeError(f"{source.location}: {read} documents read, but {kept} kept and {dropped} dropped")
-    return {
-        "name": source.name,
-        "sha256": _sha256(source.location),
-        "read": read,
-        "kept": kept,
-        "dropped": dict(sorted(dropped.items())),
-    }
+    return {"name": source.name, "sha256": source.sha256, "read": read, "kept": kept, "dropped": dropped}
 
 
 def _split_report(folder: Path) -> dict[str, Any]:
-    """Documents and UTF-8 bytes of a split, in all and by kind of text."""
+    """Documents, the parts that they were cut into, and UTF-8 bytes of a split, in all and by kind of text."""
     files = [str(path) for path in sorted(folder.glob("*.parquet"))]
-    kinds = {kind: {"documents": documents, "bytes": size} for kind, documents, size in _count_kinds(files)}
-    totals = {key: sum(kind[key] for kind in kinds.values()) for key in ("documents", "bytes")}
+    kinds = {kind: dict(zip(COUNTS, counts, strict=True)) for kind, *counts in _count_kinds(files)}
+    totals = {key: sum(kind[key] for kind in kinds.values()) for key in COUNTS}
     return totals | {"kinds": kinds}
 
 
-def _count_kinds(files: list[str]) -> list[tuple[str, int, int]]:
+def _count_kinds(files: list[str]) -> list[tuple[Any, ...]]:
     if not files:
         return []
     # The bytes of `document_text`: those of the title and the newline behind it, where there is one, and of the text.
-    return fetch_rows(
+    return _fetch_rows(
         """
-        SELECT kind, count(*), sum(strlen(text) + if(title = '', 0, strlen(title) + 1))::BIGINT
+        SELECT kind, count(*) FILTER (part = 1), count(*),
+               sum(strlen(text) + if(title = '', 0, strlen(title) + 1))::BIGINT
         FROM read_parquet($files) GROUP BY kind ORDER BY kind
         """,
         {"files": files},
     )
 
 
-def _sha256(location: str) -> str | None:
-    """The checksum of a file; none for a data set of the Hub."""
-    if location.startswith(HUB_PREFIX):
-        return None
-    with Path(location).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    with duckdb.connect() as connection:
+        return connection.execute(query, parameters).fetchall()
 
 
 def summary(report: dict[str, Any]) -> str:

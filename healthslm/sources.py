@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,17 +17,24 @@ from datatrove.data import Document
 
 from healthslm.documents import document_id
 from healthslm.errors import UserError
+from healthslm.files import file_sha256
+from healthslm.scrubbing import scrub
 
 HUB_PREFIX = "hub:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
-# The first of these columns that a row has; PubMedQA's files have those in capitals.
-ID_COLUMNS = ("id", "pmid", "PMID")
-TITLE_COLUMNS = ("title", "QUESTION")
-TEXT_COLUMNS = ("text", "abstract", "CONTEXTS")
 UNSTATED = "unstated"
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names under which rows may hold an id, a title and a text: the first that a row has is read."""
+
+    id: tuple[str, ...] = ("id", "pmid", "PMID")
+    title: tuple[str, ...] = ("title", "QUESTION")  # PubMedQA's files have the names in capitals
+    text: tuple[str, ...] = ("text", "abstract", "CONTEXTS")
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,15 @@ class Source:
     location: str
     read: Callable[[], Iterator[Document]]
 
+    @cached_property
+    def sha256(self) -> str | None:
+        """The checksum of a file; none for a data set of the Hub."""
+        return None if self.location.startswith(HUB_PREFIX) else file_sha256(Path(self.location))
 
-def find_sources(patterns: list[str], taken: Iterable[str] = (), default_kind: str = "text") -> list[Source]:
+
+def find_sources(
+    patterns: list[str], taken: Iterable[str] = (), default_kind: str = "text", columns: Columns = Columns()
+) -> list[Source]:
     """The sources that files, folders, glob patterns and "hub:NAME" stand for, in the order given.
 
     Each gets the name of its file, with a number where that is among the names `taken` already. Documents whose
@@ -54,7 +68,7 @@ def find_sources(patterns: list[str], taken: Iterable[str] = (), default_kind: s
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         name = next(name for name in names if name not in taken)
         taken.add(name)
-        sources.append(Source(name, location, partial(read_documents, location, name, default_kind)))
+        sources.append(Source(name, location, partial(read_documents, location, name, default_kind, columns)))
     return sources
 
 
@@ -70,7 +84,7 @@ def _locations(pattern: str) -> list[str]:
     for file in files:
         if not file.endswith(SUFFIXES):
             raise UserError(f"{file}: of no format that is read: {', '.join(SUFFIXES)}, or {HUB_PREFIX}NAME")
-    return files
+    return [str(Path(file).absolute()) for file in files]  # workers may run in another folder
 
 
 def _stem(location: str) -> str:
@@ -79,24 +93,25 @@ def _stem(location: str) -> str:
     return Path(location).name.removesuffix(".gz").rpartition(".")[0]
 
 
-def read_documents(location: str, name: str, default_kind: str) -> Iterator[Document]:
-    """Yield every row of a source as a document; text and id may be empty.
+def read_documents(location: str, name: str, default_kind: str, columns: Columns) -> Iterator[Document]:
+    """Yield every row of a source as a document, its text without addresses and copyright lines; it may be empty, as
+    the id may.
 
     Raises:
         UserError: the source cannot be read, or has no column of text; names it and the row.
     """
     for number, row in enumerate(read_rows(location), start=1):
-        if not any(column in row for column in TEXT_COLUMNS):
-            columns = f"no column {' or '.join(TEXT_COLUMNS)}, but {', '.join(row) or 'none'}"
-            raise UserError(f"{location}: row {number:,}: {columns}")
+        if not any(column in row for column in columns.text):
+            found = f"no column {' or '.join(columns.text)}, but {', '.join(row) or 'none'}"
+            raise UserError(f"{location}: row {number:,}: {found}")
         source = _string(row.get("source")) or name
         kind = _string(row.get("kind")) or default_kind
-        given_id = _first(row, ID_COLUMNS)
+        given_id = _first(row, columns.id)
         yield Document(
-            text=_first(row, TEXT_COLUMNS),
+            text=scrub(_first(row, columns.text)),
             id=document_id(given_id, kind, source) if given_id else "",
             metadata={
-                "title": _first(row, TITLE_COLUMNS),
+                "title": _first(row, columns.title),
                 "source": source,
                 "kind": kind,
                 "license": _string(row.get("license")) or UNSTATED,
@@ -107,8 +122,8 @@ def read_documents(location: str, name: str, default_kind: str) -> Iterator[Docu
         )
 
 
-def _first(row: Row, columns: tuple[str, ...]) -> str:
-    return next((_string(row[column]) for column in columns if column in row), "")
+def _first(row: Row, names: tuple[str, ...]) -> str:
+    return next((_string(row[name]) for name in names if name in row), "")
 
 
 def _string(value: Any) -> str:

@@ -2,42 +2,43 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from healthslm import corpus_reader, encoding
 from healthslm.corpus_reader import read_texts, split_files
 from healthslm.documents import SPLITS
 from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
-from healthslm.files import replacing, write_json
-from healthslm.pipeline import run_tasks
+from healthslm.files import file_sha256, naming_full_disk, read_json, write_json
+from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
+from healthslm.tables import make_stamp
 from healthslm.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TokenizeOptions:
+class TokenizeOptions(ExecutorOptions):
     """Options of `tokenize_corpus`."""
 
-    corpus: Path
+    corpus: Path = field(kw_only=True)
     """Corpus folder: Parquet files in train/, validation/ and test/."""
-    tokenizer: str
+    tokenizer: str = field(kw_only=True)
     """Folder or Hub name of a tokenizer, any that Transformers opens as a fast one."""
-    output: Path
+    output: Path = field(kw_only=True)
     """Folder to write the arrays to."""
-    workers: int = 0
-    """Processes at once; 0: one for each core."""
 
 
 def tokenize_corpus(options: TokenizeOptions) -> None:
     """Turn every split of a corpus into memory-mapped arrays; healthslm/tokens.py describes and reads their folder.
 
-    Each corpus file is a task, whose process holds the tokens of that file in memory.
+    Each corpus file is a task, whose process holds the tokens of that file in memory. A run that was killed goes on.
 
     Raises:
         UserError: The corpus is missing, damaged or empty, or the tokenizer missing or unfit.
@@ -48,24 +49,27 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
         raise UserError(
             f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them"
         )
+    if options.output.exists() and not (options.output / INFO_FILE).exists():
+        raise UserError(f"{options.output}: holds other things than tokens, and would be replaced")
 
-    with replacing(options.output) as folder:
-        tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+    work = Workplace(options.output.absolute())
+    with naming_full_disk(work.folder), TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        sums = {str(path): file_sha256(path) for paths in files.values() for path in paths}
+        work.open(make_stamp([encoding, corpus_reader], tokenizer_sha256(Path(saved)), sums))
+        tokenizer.save_pretrained(work.output / TOKENIZER_FOLDER)
         for split in files:
-            (folder / split).mkdir()
-        writer = TokenWriter(
-            [(path, folder / split) for split, paths in files.items() for path in paths], folder / TOKENIZER_FOLDER
-        )
-        run_tasks("tokenise", [writer], len(writer.tasks), options.workers, folder / "logs")
-        info = {
-            "tokenizer_sha256": tokenizer_sha256(folder / TOKENIZER_FOLDER),
-            "vocab_size": len(tokenizer),
-            "separator_id": separator_id(tokenizer),
-            "dtype": token_dtype(len(tokenizer)).name,
-            "splits": {split: count_split(folder / split, paths) for split, paths in files.items()},
-        }
-        write_json(folder / INFO_FILE, info)
-    for split, counts in info["splits"].items():
+            (work.output / split).mkdir(exist_ok=True)
+        inputs = [(path.absolute(), work.output / split) for split, paths in files.items() for path in paths]
+        writer = TokenWriter(inputs, work.output / TOKENIZER_FOLDER)
+        steps = [
+            Step("tokenise", [writer], len(inputs), work.finished("tokenise")),
+            Step("finish", [Call(_finish, work, files)], 1),
+        ]
+        if not run_steps(steps, options, work.logs):
+            logger.info("handed to Slurm; what each task says goes to %s", work.logs)
+            return
+    for split, counts in read_json(options.output / INFO_FILE)["splits"].items():
         bytes_per_token = counts["bytes"] / max(counts["tokens"] - counts["documents"], 1)
         logger.info(
             "%s: %s documents, %s tokens, %.3f bytes per token",
@@ -73,8 +77,23 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
         )
 
 
+def _finish(work: Workplace, files: dict[str, list[Path]]) -> None:
+    """Write tokens.json, and put the folder under its name."""
+    folder = work.output
+    tokenizer = load_tokenizer(str(folder / TOKENIZER_FOLDER))
+    info = {
+        "tokenizer_sha256": tokenizer_sha256(folder / TOKENIZER_FOLDER),
+        "vocab_size": len(tokenizer),
+        "separator_id": separator_id(tokenizer),
+        "dtype": token_dtype(len(tokenizer)).name,
+        "splits": {split: count_split(folder / split, paths) for split, paths in files.items()},
+    }
+    write_json(folder / INFO_FILE, info)
+    work.close()
+
+
 class TokenWriter(PipelineStep):
-    """Writes the arrays of its share of the corpus files; each file comes with the folder to write them to."""
+    """Writes the arrays of corpus file i, as task i; each file comes with the folder to write them to."""
 
     name = "tokens"
     type = "💾 - WRITER"
@@ -88,16 +107,16 @@ class TokenWriter(PipelineStep):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
         tokenizer = load_tokenizer(str(self.tokenizer_folder))
         separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
-        for corpus_file, folder in self.tasks[rank::world_size]:
-            tokens, lengths, text_bytes = [np.zeros(0, dtype)], [], []
-            for texts in read_texts(corpus_file):
-                documents = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-                tokens += [np.array(ids, dtype) for ids in documents]
-                lengths += [len(ids) for ids in documents]
-                text_bytes += [len(text.encode()) for text in texts]
-            np.save(folder / f"{corpus_file.stem}.tokens.npy", np.concatenate(tokens))
-            np.save(folder / f"{corpus_file.stem}.ends.npy", np.cumsum(lengths, dtype=np.int64))
-            np.save(folder / f"{corpus_file.stem}.bytes.npy", np.array(text_bytes, np.int64))
+        corpus_file, folder = self.tasks[rank]
+        tokens, lengths, text_bytes = [np.zeros(0, dtype)], [], []
+        for texts in read_texts(corpus_file):
+            documents = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
+            tokens += [np.array(ids, dtype) for ids in documents]
+            lengths += [len(ids) for ids in documents]
+            text_bytes += [len(text.encode()) for text in texts]
+        np.save(folder / f"{corpus_file.stem}.tokens.npy", np.concatenate(tokens))
+        np.save(folder / f"{corpus_file.stem}.ends.npy", np.cumsum(lengths, dtype=np.int64))
+        np.save(folder / f"{corpus_file.stem}.bytes.npy", np.array(text_bytes, np.int64))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

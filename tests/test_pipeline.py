@@ -1,0 +1,142 @@
+"""The same stage on one machine, on Slurm and on Ray gives the same bytes; what has been done is not done again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import slurm
+
+from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.errors import UserError
+
+SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
+FOLDERS = ("corpus/", "records/", "signatures/")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def made(root: Path) -> dict[str, bytes]:
+    """All that a build leaves, but for its logs."""
+    return {name: content for name, content in contents(root).items() if name.startswith(FOLDERS)}
+
+
+def build(root: Path, pubmed: Path = SAMPLE, **options) -> None:
+    build_corpus(CorpusOptions(output=root / "corpus", pubmed=pubmed, **{"workers": 1} | options))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("local")
+    build(root)
+    return root
+
+
+def test_slurm_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
+    environment = slurm.install(tmp_path / "slurm")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"pubmed: {SAMPLE}\noutput: corpus\nexecutor: slurm\n"
+        "executor_settings: {partition: cpu, time: '01:00:00', mem_per_cpu_gb: 1, cpus_per_task: 1}\n"
+    )
+    done = run_script("build_corpus", "--recipe", recipe, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "handed to Slurm" in done.stderr
+    assert made(tmp_path) == made(local)
+
+    scripts = sorted((tmp_path / "slurm" / "jobs").glob("*.sh"), key=lambda path: int(path.stem))
+    jobs = [script for script in scripts if "launch_pickled_pipeline" in script.read_text()]
+    names = ["parse", "screen", "select", "write", "finish"]
+    for script, name, tasks in zip(jobs, names, [3, 3, 1, 3, 1], strict=True):
+        directives = [line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "#SBATCH" in line]
+        assert {f"job-name={name}", "partition=cpu", "time=01:00:00", "mem-per-cpu=1G", "cpus-per-task=1"} <= set(
+            directives
+        )
+        assert f"array=0-{tasks - 1}" in directives
+        assert slurm.checks_of_bash(script) == ""
+    for earlier, later in zip(jobs, jobs[1:], strict=False):
+        assert f"--dependency=afterok:{earlier.stem}" in later.with_suffix(".options").read_text()
+
+
+def test_a_job_that_fails_on_slurm_stops_those_behind_it_and_says_why(tmp_path, run_script):
+    environment = slurm.install(tmp_path / "slurm")
+    shutil.copytree(SAMPLE, tmp_path / "pubmed")
+    (tmp_path / "pubmed" / "pubmedsample26n0002.xml").write_text("<PubmedArticleSet><Pubmed")
+    arguments = ["--pubmed", tmp_path / "pubmed", "--output", tmp_path / "corpus", "--executor", "slurm"]
+    arguments += ["--executor-settings", '{"partition": "cpu", "time": "01:00:00"}']
+    assert run_script("build_corpus", *arguments, env=environment).returncode == 0
+    assert not (tmp_path / "corpus").exists()
+    assert "pubmedsample26n0002.xml: damaged XML" in (tmp_path / "corpus.work/logs/parse/failures/00001").read_text()
+    assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
+
+
+def test_slurm_wants_a_partition_and_a_time(tmp_path):
+    with pytest.raises(UserError, match="executor_settings do not fit the executor slurm: .*'time' and 'partition'"):
+        build(tmp_path, executor="slurm")
+
+
+@pytest.mark.slow
+def test_ray_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
+    arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--executor", "ray"]
+    done = run_script("build_corpus", *arguments, "--executor-settings", '{"mem_per_cpu_gb": 0.5}')
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path) == made(local)
+
+
+def test_one_damaged_file_leaves_the_work_on_the_others_done(tmp_path):
+    shutil.copytree(SAMPLE, tmp_path / "pubmed")
+    damaged = [tmp_path / "pubmed" / f"pubmedsample26n000{number}.xml" for number in (2, 3)]
+    whole = [path.read_bytes() for path in damaged]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"2 of 3 inputs failed: .*0002.xml: damaged XML.*; .*0003.xml: damaged XML"):
+        build(tmp_path, tmp_path / "pubmed", workers=2)
+    (record_file,) = (tmp_path / "records").iterdir()
+    before = record_file.stat()
+    for path, content in zip(damaged, whole, strict=True):
+        path.write_bytes(content)
+    build(tmp_path, tmp_path / "pubmed")
+    assert record_file.stat().st_mtime_ns == before.st_mtime_ns  # not parsed again
+    assert (tmp_path / "corpus" / "report.json").exists()
+
+
+def test_an_update_joins_without_the_other_files_being_read_again(local, tmp_path):
+    """The XML that has been parsed may even be unreadable now; only its checksum is taken."""
+    pubmed = tmp_path / "pubmed"
+    pubmed.mkdir()
+    first, second, third = sorted(SAMPLE.glob("*.xml"))
+    for path in (first, second):
+        shutil.copy(path, pubmed)
+    build(tmp_path, pubmed)
+    kept = {
+        path: path.stat().st_mtime_ns for folder in ("records", "signatures") for path in (tmp_path / folder).iterdir()
+    }
+    shutil.copy(third, pubmed)
+    build(tmp_path, pubmed)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert made(tmp_path) == made(local)
+
+
+def test_a_change_of_the_input_or_the_options_is_noticed(local, tmp_path):
+    shutil.copytree(local, tmp_path / "root")
+    root = tmp_path / "root"
+    build(root, min_words=60)
+    changed = made(root)
+    build(root)
+    assert made(root) == made(local) != changed
+
+
+def test_statistics_and_logs_of_each_task_stay(local):
+    logs = local / "corpus.work" / "logs"
+    for step in ("parse", "screen", "write"):
+        assert len(list((logs / step / "stats").glob("*.json"))) == 3
+        assert len(list((logs / step / "logs").glob("*.log"))) == 3
+
+
+def test_one_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
+    done = run_script("build_corpus", "--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    bars = [line for line in done.stderr.replace("\r", "\n").splitlines() if "task" in line]
+    assert "11/11" in bars[-1]
+    assert {line.split("/")[1].split(" ")[0] for line in bars} == {"11"}
