@@ -15,8 +15,8 @@ the rest being parsed again. The corpus appears when it is complete: a run that 
 the same command goes on where it stopped.
 """
 
+import importlib.metadata
 import logging
-import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
 from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
-from healthslm.records import PubmedReader, file_name, read_record_documents, record_writer
+from healthslm.pubmed_files import file_name, find_pubmed_files
+from healthslm.records import PubmedReader, read_record_documents, record_writer
 from healthslm.report import REPORT, corpus_report, summary
 from healthslm.screening import Criteria, Screen, SourceReader, signature_writer, write_held_out
 from healthslm.selection import list_dropped
@@ -37,10 +38,10 @@ from healthslm.tables import has_stamp, make_stamp
 
 logger = logging.getLogger(__name__)
 
-_YEAR_OF_FILE = re.compile(r"pubmed(\d\d)n\d+\.xml")
 _PARSING = (pubmed, markup, records)
 _SCREENING = (screening, documents, records, scrubbing, language, signatures)
 _WRITING = (splits, documents, records, scrubbing, passages)
+_LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]  # that texts pass
 
 
 @dataclass
@@ -113,9 +114,11 @@ def _plan(
     columns = [options.id_columns, options.title_columns, options.text_columns]
     held_out_sums = [source.sha256 for source in held_out]
     signature_files = [work.target.parent / "signatures" / f"{source.name}.parquet" for source in sources]
-    record_stamps = [make_stamp(_PARSING, source.sha256) for source in sources[: len(record_files)]]
+    record_stamps = [make_stamp(_PARSING, _LIBRARIES, source.sha256) for source in sources[: len(record_files)]]
     signature_stamps = [
-        make_stamp(_PARSING + _SCREENING, source.name, source.sha256, vars(criteria), columns, held_out_sums)
+        make_stamp(
+            _PARSING + _SCREENING, _LIBRARIES, source.name, source.sha256, vars(criteria), columns, held_out_sums
+        )
         for source in sources
     ]
     work.open(make_stamp(_WRITING, signature_stamps, settings, options.write_removed))
@@ -194,30 +197,3 @@ def _check(options: CorpusOptions) -> None:
 
 def _is_corpus(folder: Path) -> bool:
     return folder.is_dir() and ((folder / REPORT).exists() or not any(folder.iterdir()))
-
-
-def find_pubmed_files(folder: Path) -> list[Path]:
-    """The XML files of a folder, in the order in which their records apply: that of their names.
-
-    Raises:
-        UserError: there are none, two have one name, or they are of two years: each year replaces all files before it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    folders = [path for path in (folder / "baseline", folder / "updatefiles") if path.is_dir()] or [folder]
-    files = [path for inner in folders for path in inner.iterdir() if path.name.endswith((".xml", ".xml.gz"))]
-    if not files:
-        raise UserError(f"{folder}: no PubMed files (.xml, .xml.gz) in it")
-    files.sort(key=lambda path: path.name)
-    by_name: dict[str, Path] = {}
-    by_year: dict[str, Path] = {}
-    for path in files:
-        other = by_name.setdefault(file_name(path), path)
-        if other is not path:
-            raise UserError(f"{path}: has the name of {other}: remove one of them")
-        if match := _YEAR_OF_FILE.match(path.name):
-            by_year.setdefault(match[1], path)
-    if len(by_year) > 1:
-        first, second, *_ = by_year.values()
-        raise UserError(f"{second}: of another year than {first}: PubMed's files of one year replace all earlier ones")
-    return files

@@ -1,15 +1,15 @@
 """Opening a tokenizer and encoding text with it, in one way for every stage."""
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from healthslm.errors import UserError
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Open a fast tokenizer, from a folder or the Hub, that can separate documents.
+def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Open a fast tokenizer, from a folder or the Hub.
 
     Raises:
-        UserError: There is none, or not such a one.
+        UserError: There is none, or it is not a fast one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
@@ -18,6 +18,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{name}: no tokenizer in this folder, or on the Hub by this name: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name}: not a fast tokenizer, so text that spells a special token would become one")
+    return tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Open a fast tokenizer that can separate documents, see `open_tokenizer`."""
+    tokenizer = open_tokenizer(name)
     if separator_id(tokenizer) is None:
         raise UserError(f"{name}: the tokenizer has no token to separate documents with: set its eos_token")
     return tokenizer
@@ -28,9 +34,13 @@ def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], **more: bool) -> BatchEncoding:
     """Encode texts as nothing but text: no special token is added, and none comes of text that spells one."""
-    encoding = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    return tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False, **more
     )
-    return encoding["input_ids"]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The token ids of each text, as `encode` gives them."""
+    return encode(tokenizer, texts)["input_ids"]

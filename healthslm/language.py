@@ -19,9 +19,10 @@ _SAMPLE_LENGTH = 1000  # characters
 
 
 def is_english(text: str) -> bool:
-    """True unless the beginning of the text, or what three quarters of it lie before, is surely in another language.
+    """True unless the text is surely in another language at its beginning or three quarters of the way through.
 
-    The second place finds abstracts that follow in translation, and spares articles that end in a list of names.
+    The second place finds abstracts that a translation follows, and spares articles that end in a list of names.
+
     Function words settle nearly all texts. The others are given to py3langid, a fork of langid.py (Lui and Baldwin
     2012, "langid.py: An Off-the-shelf Language Identification Tool"). In doubt, where there are but a few words, a list
     of genes or a table of numbers, the answer is True.

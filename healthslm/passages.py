@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 # From the break that is best for a reader to the worst. Each is white space, which goes where a passage ends.
 _BREAKS = (
     re.compile(r"\n\s*"),  # of paragraphs
-    re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?![a-z\s])"),  # of sentences
+    re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’)\]]))\s+(?=["'“‘(\[]?[^\W\d_a-z])"""),  # of sentences
     re.compile(r"\s+"),  # of words
 )
 _LONGEST_CHARACTER = 4  # bytes

@@ -53,11 +53,6 @@ def record_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
     return StampedWriter(paths, stamps, RECORD_SCHEMA, row=lambda document: document.metadata)
 
 
-def file_name(path: Path) -> str:
-    """The name of an XML file without its suffixes: pubmed26n0001."""
-    return path.name.removesuffix(".gz").removesuffix(".xml")
-
-
 def read_record_documents(path: Path) -> Iterator[Document]:
     """Yield all records of a Parquet file as documents, deletions and outdated ones included."""
     with pq.ParquetFile(path) as file:

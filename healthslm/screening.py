@@ -19,6 +19,7 @@ from healthslm.documents import hash_key, split_of, text_hash
 from healthslm.errors import UserError
 from healthslm.language import is_english
 from healthslm.records import SOURCE as PUBMED
+from healthslm.scrubbing import scrub
 from healthslm.signatures import minhash_bands, ngram_hashes
 from healthslm.sources import Source
 from healthslm.tables import StampedWriter
@@ -54,7 +55,7 @@ class Criteria:
 
 
 class SourceReader(PipelineStep):
-    """Yields the documents of source i, as task i, each with its position."""
+    """Yields the documents of source i, as task i, scrubbed, each with an id and its position."""
 
     name = "sources"
     type = "📖 - READER"
@@ -65,10 +66,17 @@ class SourceReader(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         source = self.sources[rank]
-        for position, document in enumerate(source.read()):
+        for position, document in enumerate(map(_scrubbed, source.read())):
             document.id = document.id or f"sha:{text_hash(document.text)}"
             document.metadata |= {"file": source.name, "position": position}
             yield document
+
+
+def _scrubbed(document: Document) -> Document:
+    """The document without addresses and copyright lines. PubMed's have lost them section by section."""
+    if not document.metadata["sections"]:
+        document.text = scrub(document.text)
+    return document
 
 
 class Screen(PipelineStep):
@@ -141,7 +149,7 @@ def write_held_out(sources: list[Source], keys: Path, ngrams: Path) -> None:
     """
     rows, hashes = [], [np.zeros(0, np.int64)]
     for source in sources:
-        for number, document in enumerate(source.read(), start=1):
+        for number, document in enumerate(map(_scrubbed, source.read()), start=1):
             if not (document.id or document.text):
                 raise UserError(f"{source.location}: row {number:,}: neither an id nor a text to know the document by")
             rows.append(document_keys(document))

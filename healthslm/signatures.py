@@ -23,8 +23,8 @@ def minhash_bands(text: str) -> list[int]:
     """The MinHash signature of the text's word 5-grams, as one signed 64-bit number for each of 14 bands of 8 rows.
 
     Two texts are candidates for near-duplicates where any number is equal at the same place, which happens with a
-    probability of 1 - (1 - J^8)^14 for a Jaccard similarity J of their sets of 5-grams: 0.06 at J = 0.5, 0.5 at 0.72,
-    0.92 at 0.8 and 0.9997 at 0.9. A text of fewer than five words is one shingle; one without words has no signature.
+    probability of 1 - (1 - J^8)^14 for a Jaccard similarity J of their sets of 5-grams: 0.05 at J = 0.5, 0.5 at 0.68,
+    0.92 at 0.8 and 0.9996 at 0.9. A text of fewer than five words is one shingle; one without words has no signature.
 
     Source: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec, Rajaraman and Ullman,
     "Mining of Massive Datasets", section 3.4.

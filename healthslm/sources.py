@@ -18,7 +18,6 @@ from datatrove.data import Document
 from healthslm.documents import document_id
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
-from healthslm.scrubbing import scrub
 
 HUB_PREFIX = "hub:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
@@ -94,8 +93,7 @@ def _stem(location: str) -> str:
 
 
 def read_documents(location: str, name: str, default_kind: str, columns: Columns) -> Iterator[Document]:
-    """Yield every row of a source as a document, its text without addresses and copyright lines; it may be empty, as
-    the id may.
+    """Yield every row of a source as a document; text and id may be empty.
 
     Raises:
         UserError: the source cannot be read, or has no column of text; names it and the row.
@@ -108,7 +106,7 @@ def read_documents(location: str, name: str, default_kind: str, columns: Columns
         kind = _string(row.get("kind")) or default_kind
         given_id = _first(row, columns.id)
         yield Document(
-            text=scrub(_first(row, columns.text)),
+            text=_first(row, columns.text),
             id=document_id(given_id, kind, source) if given_id else "",
             metadata={
                 "title": _first(row, columns.title),

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from healthslm.corpus import CorpusOptions, build_corpus, find_pubmed_files
+from healthslm.corpus import CorpusOptions, build_corpus
 from healthslm.documents import DOCUMENT_SCHEMA, SPLITS, document_id, document_text, split_of, text_hash
 from healthslm.errors import UserError
 from healthslm.pubmed import read_records
+from healthslm.pubmed_files import find_pubmed_files
 from healthslm.records import RECORD_SCHEMA, record_document
 from healthslm.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
 from healthslm.selection import list_dropped

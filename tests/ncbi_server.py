@@ -1,0 +1,156 @@
+"""A loopback server in the layout of NCBI's PubMed folders, with the faults that networks have."""
+
+import gzip
+import hashlib
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+Fault = Literal["cut", "wrong bytes", "silent"] | int  # an int is the status that the server answers with
+
+
+def write_pubmed_file(path: Path, content: bytes) -> bytes:
+    """Write a gzip file, with its sidecar in NCBI's format beside it, and return its bytes."""
+    compressed = gzip.compress(content, mtime=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(compressed)
+    path.with_name(f"{path.name}.md5").write_text(f"MD5({path.name})= {hashlib.md5(compressed).hexdigest()}\n")
+    return compressed
+
+
+class NcbiServer(ThreadingHTTPServer):
+    """Serves a folder that has baseline/ and updatefiles/ in it, and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.base_url = f"http://127.0.0.1:{self.server_port}/pubmed/"
+        self.requests: list[str] = []
+        """The paths asked for, such as `baseline/` or `baseline/pubmed26n0001.xml.gz.md5`."""
+        self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
+        """By path, what goes wrong with the next requests for it, one by one."""
+        self.odd_links: list[str] = []
+        """What the listing of baseline/ links to besides its files."""
+        self.gate = threading.Event()
+        """While it is clear, a PubMed file stops in its middle."""
+        self.gate.set()
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        self.open_connections = 0
+        self.at_once = self.most_at_once = 0
+        """Requests being answered, now and at most."""
+
+    def count(self, connections: int = 0, requests: int = 0) -> None:
+        with self.lock:
+            self.open_connections += connections
+            self.at_once += requests
+            self.most_at_once = max(self.most_at_once, self.at_once)
+
+    def requested(self, ending: str) -> list[str]:
+        """The requests for paths with that ending."""
+        return [path for path in self.requests if path.endswith(ending)]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[NcbiServer]:
+    """Serve a folder on a port of its own until the block ends."""
+    with NcbiServer(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.gate.set()
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: NcbiServer
+    protocol_version = "HTTP/1.1"  # connections stay open, as NCBI's do
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.count(connections=1)
+
+    def finish(self) -> None:
+        self.server.count(connections=-1)
+        super().finish()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.removeprefix("/pubmed/")
+        self.server.requests.append(path)
+        self.server.count(requests=1)
+        try:
+            rest = self._answer(path)
+        except OSError:  # the client has gone
+            rest, self.close_connection = b"", True
+        # Counted as over before its last bytes leave: the client may ask for the next file as soon as it has them.
+        self.server.count(requests=-1)
+        self.wfile.write(rest)
+
+    def _answer(self, path: str) -> bytes:
+        """Send an answer but for its last bytes, which are returned."""
+        faults = self.server.faults[path]
+        fault = faults.pop(0) if faults else None
+        if fault == "silent":
+            self.server.closing.wait()
+            self.close_connection = True
+            return b""
+        body = self._body(path)
+        if isinstance(fault, int):
+            return self._head(fault, b"not now")
+        if body is None:
+            return self._head(404, b"not found")
+        if fault == "wrong bytes":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        rest = self._head(200, body)
+        self.wfile.write(rest[: len(rest) // 2])
+        self.wfile.flush()
+        if path.endswith(".xml.gz"):
+            self.server.gate.wait()
+        if fault == "cut":
+            self.close_connection = True
+            return b""
+        return rest[len(rest) // 2 :]
+
+    def _head(self, status: int, body: bytes) -> bytes:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        return body
+
+    def _body(self, path: str) -> bytes | None:
+        """A listing, or the file with the last name of the path, so that who follows an odd link gets a valid file."""
+        if path in ("baseline/", "updatefiles/"):
+            return self._listing(path).encode()
+        name = re.split(r"[/\\]", unquote(path))[-1]
+        found = sorted(self.server.folder.glob(f"*/{name}")) if name else []
+        return found[0].read_bytes() if found else None
+
+    def _listing(self, folder: str) -> str:
+        """A listing as Apache writes it."""
+        names = sorted(file.name for file in (self.server.folder / folder).glob("*"))
+        links = ["README.txt", *names, "pubmed26n0001_stats.html", *(self.server.odd_links if "base" in folder else [])]
+        lines = [f'<a href="{link}">{link}</a>  2026-01-05 12:00   19M  ' for link in links]
+        return "\n".join(
+            [
+                f"<!DOCTYPE HTML>\n<html><head><title>Index of /pubmed/{folder}</title></head><body><pre>",
+                '<a href="?C=N;O=D">Name</a> <a href="?C=M;O=A">Last modified</a> <a href="?C=S;O=A">Size</a><hr>',
+                '<a href="/pubmed/">Parent Directory</a>                             -   ',
+                *lines,
+                "<hr></pre></body></html>\n",
+            ]
+        )
