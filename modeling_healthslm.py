@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -216,18 +216,27 @@ class HealthSLMPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": HealthSLMDecoderLayer, "attentions": HealthSLMAttention}
 
 
+def has_past(past_length: int | torch.Tensor) -> bool:
+    """Whether a call goes on from keys and values of earlier ones."""
+    # A static cache counts in a tensor, which cannot be looked at while a graph is traced: it is taken to be filled.
+    return (isinstance(past_length, torch.Tensor) and is_tracing(past_length)) or bool(past_length > 0)
+
+
 def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """Number the documents packed into each row: a new one starts wherever the positions do not go on by one.
 
     Args:
         position_ids: (batch, length).
         attention_mask: (batch, at least length), 0 for padding, or None. Padding may stand before, between and after
-            documents; its own positions mean nothing, and within a document they may have been counted or not.
+            documents; its own positions mean nothing, and within a document they may have been counted or not. A ready
+            mask of four dimensions says by itself what sees what.
 
     Returns:
-        Document numbers (batch, length), or None where each row holds a single one. While a graph is traced, values
-        cannot be looked at, so the numbers are always returned.
+        Document numbers (batch, length), or None where each row holds a single one or the mask is ready. While a graph
+        is traced, values cannot be looked at, so the numbers are always returned.
     """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        return None
     length = position_ids.shape[1]
     token = torch.ones_like(position_ids) if attention_mask is None else attention_mask[:, :length]
     token = token.to(position_ids.device, torch.bool)
@@ -266,9 +275,8 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
     def __init__(self, config: HealthSLMConfig):
         super().__init__(config)
-        self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(HealthSLMDecoderLayer(config, idx) for idx in range(config.num_hidden_layers))
         self.norm = HealthSLMRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = HealthSLMRotaryEmbedding(config)
@@ -315,8 +323,8 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         documents = None
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
-        elif length > 1 and not kept_apart:
-            documents = self._find_documents(inputs_embeds, attention_mask, position_ids, past_length)
+        elif length > 1 and not kept_apart and not has_past(past_length):
+            documents = find_documents(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
         if not kept_apart:
             packed = documents is not None or "cu_seq_lens_q" in kwargs
             self._warn_beyond_context(length, past_length, position_ids if packed else None)
@@ -330,9 +338,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
                 kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents, kv_length)}, None
             else:
                 documents = nn.functional.pad(documents, (0, kv_length - length), value=-1)
-
-                def same_document(batch_idx, head_idx, q_idx, kv_idx):
-                    return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
+                same_document = packed_sequence_mask_function(documents)
 
         causal_mask = create_causal_mask(
             config=self.config,
@@ -344,7 +350,8 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for decoder_layer in self.layers:
+        # Self-speculative decoding drafts with the first layers alone: it lowers the configuration's number of them.
+        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -355,14 +362,6 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
-
-    def _find_documents(self, inputs_embeds, attention_mask, position_ids, past_length) -> torch.Tensor | None:
-        ready_mask = attention_mask is not None and attention_mask.ndim != 2
-        # A static cache counts in a tensor, which cannot be looked at while a graph is traced.
-        unknown_past = isinstance(past_length, torch.Tensor) and is_tracing(past_length)
-        if ready_mask or unknown_past or past_length > 0:
-            return None
-        return find_documents(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
 
     def _warn_beyond_context(
         self, length: int, past_length: int | torch.Tensor, packed_position_ids: torch.Tensor | None
@@ -385,9 +384,12 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
 
 
 def select_positions(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
-    """Take positions of hidden_states (batch, length, hidden_size): an int for the last so many (0 for all), (count,)
-    for the same ones of each row, (batch, count) for those of each row; or a boolean (batch, length), which flattens
-    the two dimensions into one."""
+    """Take some positions of hidden_states (batch, length, hidden_size).
+
+    Args:
+        positions: An int for the last so many (0 for all); indices (count,), the same ones of each row, or (batch,
+            count); or a boolean mask (batch, length), which flattens the two dimensions into one.
+    """
     if isinstance(positions, int):
         return hidden_states[:, -positions:]
     if positions.ndim == 1:

@@ -88,6 +88,17 @@ def test_an_assistant_changes_nothing_but_the_speed(assistant, do_sample):
         assert torch.equal(new, generate(model, prompt))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_layers_alone_draft_what_all_of_them_check(family):
+    model, prompt = network(family, num_hidden_layers=3), random_ids(1, 7)
+    expected = generate(model, prompt)
+    calls = [0, 0, 0]
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.__setitem__(index, calls[index] + 1))
+    assert torch.equal(generate(model, prompt, assistant_early_exit=1), expected)
+    assert calls[0] > calls[1] == calls[2]
+
+
 @over(LIKELIEST | SEARCHED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_padded_on_the_left_give_what_each_gives_alone(family, way):
