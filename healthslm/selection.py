@@ -11,7 +11,7 @@ import duckdb
 
 from healthslm.documents import SPLITS
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "700MB"
 COMMON_NGRAM = 10  # documents; an n-gram in more is a phrase of the trade (Brown et al., 2020, appendix C)
 
 # Every step is a table of its own, in the order in which they build on each other.

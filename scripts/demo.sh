@@ -28,6 +28,7 @@ abstract looks, not what is true. Nothing that a model of this project writes is
 
 What lies in $out:
   records/    the citations, one Parquet file for each XML file
+  signatures/ what is wrong with each of them, and keys by which copies are found
   corpus/     the documents to train on, and report.json: what was read, kept and dropped, and why
   tokenizer/  a byte-level BPE of 1,000 tokens
   tokens/     the documents as arrays of tokens
@@ -37,7 +38,7 @@ What lies in $out:
   model = AutoModelForCausalLM.from_pretrained("$out/run/best", trust_remote_code=True)
   tokenizer = AutoTokenizer.from_pretrained("$out/run/best", trust_remote_code=True)
 
-The same on real files: download some from https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/ into a folder pubmed/baseline,
-then run the commands above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
+The same on real files: get some by scripts/download_pubmed.py --output pubmed --files latest 3, then run the commands
+above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
 README.md goes through it stage by stage.
 END

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ncbi_server import serving, write_pubmed_file
 
 SHORTENED = {
     "build_corpus": "--validation-fraction 0.1 --test-fraction 0.1",  # of 60 citations, half a percent is none
@@ -41,15 +42,26 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def publish_sample(repository: Path, folder: Path) -> None:
+    """Lay the sample out as the files of the baseline that the README downloads; the last ones hold a citation each."""
+    samples = sorted((repository / "sample/pubmed").glob("*.xml"))
+    citation = "<PubmedArticleSet><MedlineCitation><PMID>{}</PMID></MedlineCitation></PubmedArticleSet>"
+    for number in range(1320, 1331):
+        content = samples.pop(0).read_bytes() if samples else citation.format(99_001_000 + number).encode()
+        write_pubmed_file(folder / "baseline" / f"pubmed26n{number}.xml.gz", content)
+
+
 @pytest.mark.slow
-def test_the_readme_leads_from_xml_to_text_and_a_model_to_use(copy_of_repository):
+def test_the_readme_leads_from_ncbi_to_text_and_a_model_to_use(copy_of_repository, tmp_path):
     readme = (copy_of_repository / "README.md").read_text(encoding="utf-8")
-    shutil.copytree(copy_of_repository / "sample/pubmed", copy_of_repository / "pubmed/baseline")
     commands = [line for block in blocks(readme, "bash") for line in block.splitlines() if line.startswith("python ")]
-    assert len(commands) == 6
-    for command in commands:
-        stage = re.search(r"scripts/(\w+)\.py", command)[1]
-        printed = run(["bash", "-c", f"{command} {SHORTENED.get(stage, '')}"], copy_of_repository)
+    assert len(commands) == 8
+    publish_sample(copy_of_repository, tmp_path / "served")
+    with serving(tmp_path / "served") as server:
+        for command in commands:
+            stage = re.search(r"scripts/(\w+)\.py", command)[1]
+            more = f"--base-url {server.base_url}" if stage == "download_pubmed" else SHORTENED.get(stage, "")
+            printed = run(["bash", "-c", f"{command} {more}"], copy_of_repository)
     assert "Vitamin D and the risk of" in printed
 
     printed = run([sys.executable, "-c", "\n".join(blocks(readme, "python"))], copy_of_repository)

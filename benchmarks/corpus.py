@@ -1,0 +1,115 @@
+"""How fast PubMed's XML becomes tokens, on one process and on several, and how much memory a process takes.
+
+    python benchmarks/corpus.py PUBMED TOKENIZER
+
+PUBMED is a folder of NCBI's files, whose citations are first laid out in `--files` files of equal size. The build is
+that of scripts/build_corpus.py and scripts/tokenize_corpus.py: parse, resolve, clean, deduplicate, tokenise, the start
+of processes included. MB are those of uncompressed XML.
+"""
+
+import argparse
+import gzip
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+CITATION = re.compile(rb"<PubmedArticle>.*?</PubmedArticle>", re.DOTALL)
+
+
+def lay_out(pubmed: Path, folder: Path, count: int) -> int:
+    """Write the citations of all files to `count` files of about equal size; return their uncompressed bytes."""
+    contents = (gzip.decompress(path.read_bytes()) for path in sorted(pubmed.rglob("*.xml.gz")))
+    citations = [citation for content in contents for citation in CITATION.findall(content)]
+    total = sum(map(len, citations))
+    groups: list[list[bytes]] = [[] for _ in range(count)]
+    place = 0
+    for citation in citations:
+        groups[place * count // total].append(citation)
+        place += len(citation)
+    size = 0
+    folder.mkdir()
+    for number, group in enumerate(groups, start=1):
+        content = b"<PubmedArticleSet>\n" + b"\n".join(group) + b"\n</PubmedArticleSet>\n"
+        size += len(content)
+        (folder / f"pubmed26n{number:04}.xml.gz").write_bytes(gzip.compress(content, 6))
+    return size
+
+
+def run(name: str, *arguments: object) -> tuple[float, float]:
+    """Run a script; return its seconds and the most memory in MiB that one of its processes took."""
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    most = 0.0
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.05):
+            script = psutil.Process(process.pid)
+            most = max(most, *map(memory, [script, *script.children(recursive=True)]))
+
+    def memory(child: psutil.Process) -> float:
+        try:
+            return child.memory_info().rss / 2**20
+        except psutil.Error:
+            return 0.0
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = process.wait()
+    seconds = time.perf_counter() - started
+    ended.set()
+    watcher.join()
+    if status:
+        raise SystemExit(f"{name} failed: {' '.join(command)}")
+    return seconds, most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pubmed", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        megabytes = lay_out(options.pubmed, Path(folder) / "pubmed", options.files) / 1e6
+        print(f"{options.files} files, {megabytes:.0f} MB of XML\n")
+        print("| processes | build, s | tokenise, s | MB/s | MB/s a process | memory of a process, MiB |")
+        print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+        for processes in options.processes:
+            root = Path(folder) / str(processes)
+            root.mkdir()
+            corpus, workers = root / "corpus", ("--workers", processes)
+            build, memory = run("build_corpus", "--pubmed", Path(folder) / "pubmed", "--output", corpus, *workers)
+            tokenise, more_memory = run(
+                "tokenize_corpus",
+                "--corpus",
+                corpus,
+                "--tokenizer",
+                options.tokenizer,
+                "--output",
+                root / "tokens",
+                *workers,
+            )
+            speed = megabytes / (build + tokenise)
+            print(
+                f"| {processes} | {build:.1f} | {tokenise:.1f} | {speed:.1f} | {speed / processes:.1f} | "
+                f"{max(memory, more_memory):.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
