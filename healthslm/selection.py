@@ -6,77 +6,78 @@ groups more rows than memory holds.
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from healthslm.documents import SPLITS
+from healthslm.signatures import BANDS
 
 MEMORY_LIMIT = "700MB"
 COMMON_NGRAM = 10  # documents; an n-gram in more is a phrase of the trade (Brown et al., 2020, appendix C)
 
-# Every step is a table of its own, in the order in which they build on each other.
-_NO_RECORDS = "SELECT '' AS file, 0 AS position, '' AS reason WHERE false"
-_TABLES = {
-    # PubMed's present state is, of each PMID, the last record of its highest version, in the order of file names and
-    # within files. Where this one is a deletion, the citation is gone, until a later file brings it back.
-    "outdated": """
-        SELECT file, position,
-               CASE WHEN deleted THEN 'deletion' WHEN newest_deleted THEN 'deleted' ELSE 'superseded' END AS reason
-        FROM (
-            SELECT parse_filename(filename, true) AS file, file_row_number AS position, deleted,
-                   row_number() OVER newest_first AS rank, first_value(deleted) OVER newest_first AS newest_deleted
-            FROM read_parquet($records, filename = true, file_row_number = true)
-            WINDOW newest_first AS (PARTITION BY pmid ORDER BY version DESC, filename DESC, file_row_number DESC)
-        )
-        WHERE deleted OR rank > 1
-    """,
-    "documents": """
-        SELECT list_position($names, parse_filename(filename, true)) AS priority, signature.position, split, retraction,
-               coalesce(outdated.reason, signature.reason) AS reason, id_key, text_key, bands, held_out_ngrams
-        FROM read_parquet($signatures, filename = true) AS signature
-        LEFT JOIN outdated ON outdated.file = parse_filename(filename, true) AND outdated.position = signature.position
-    """,
-    # Of copies the first in this order stays: a retracted article, so that its copies leave with it; a document of the
-    # test or validation split, so that training holds no copy of it; the document of the source named first.
-    "usable": """
-        SELECT row_number() OVER (
-                   ORDER BY retraction IS NULL, list_position($splits, split) DESC, priority, position
-               ) AS place, *
-        FROM documents WHERE reason IS NULL
-    """,
-    "keys": """
-        SELECT place, 0 AS kind, id_key AS key FROM usable
-        UNION ALL SELECT place, 1, text_key FROM usable
-        UNION ALL SELECT place, 1 + generate_subscripts(bands, 1), unnest(bands) FROM usable
-    """,
-    "held_out_keys": """
-        SELECT 0 AS kind, id_key AS key FROM read_parquet($held_out) WHERE id_key IS NOT NULL
-        UNION SELECT 1, text_key FROM read_parquet($held_out) WHERE text_key IS NOT NULL
-        UNION SELECT 1 + generate_subscripts(bands, 1), unnest(bands) FROM read_parquet($held_out)
-    """,
-    "phrases": """
-        SELECT ngram FROM (SELECT unnest(held_out_ngrams) AS ngram FROM usable) GROUP BY ngram HAVING count(*) > $common
-    """,
-    "held_out": """
-        SELECT DISTINCT place, 'held_out' AS reason FROM keys JOIN held_out_keys USING (kind, key)
-        UNION SELECT place, 'held_out_overlap' FROM (SELECT place, unnest(held_out_ngrams) AS ngram FROM usable)
-              WHERE ngram NOT IN (FROM phrases)
-    """,
-    "firsts": "SELECT kind, key, min(place) AS first FROM keys GROUP BY kind, key HAVING count(*) > 1",
-    "copies": """
-        SELECT place, ['duplicate_id', 'duplicate_text', 'near_duplicate'][least(min(kind), 2) + 1] AS reason
-        FROM keys JOIN firsts USING (kind, key) WHERE place > first GROUP BY place
-    """,
-    "dropped": """
-        SELECT $names[priority] AS file, position, reason FROM documents WHERE reason IS NOT NULL
-        UNION ALL
-        SELECT $names[priority], position, coalesce(out.reason, copies.reason, retraction)
-        FROM usable
-        LEFT JOIN (SELECT place, min(reason) AS reason FROM held_out GROUP BY place) AS out USING (place)
-        LEFT JOIN copies USING (place)
-        WHERE coalesce(out.reason, copies.reason, retraction) IS NOT NULL
-    """,
+# Why a document leaves for another one's sake; of several reasons the first is given.
+_REASONS = ["held_out", "held_out_overlap", "duplicate_id", "duplicate_text", "near_duplicate"]
+_KEYS = {"id_key": "duplicate_id", "text_key": "duplicate_text"} | {
+    f"band_{number}": "near_duplicate" for number in range(1, BANDS + 1)
 }
+_BAND_COLUMNS = ", ".join(f"bands[{number}] AS band_{number}" for number in range(1, BANDS + 1))
+_POSITION_BITS = 36  # of a row's number, for the position in a source; the next 24 are the source's number
+_ROW_BITS = 60  # of a place, for the row's number
+
+# PubMed's present state is, of each PMID, the last record of its highest version, in the order of file names and within
+# files. Where this one is a deletion, the citation is gone, until a later file brings it back.
+_OUTDATED = f"""
+    SELECT (list_position($names, parse_filename(filename, true))::BIGINT << {_POSITION_BITS}) + position AS row,
+           CASE WHEN deleted THEN 'deletion' WHEN newest_deleted THEN 'deleted' ELSE 'superseded' END AS reason
+    FROM (
+        SELECT filename, file_row_number AS position, deleted,
+               row_number() OVER newest_first AS rank, first_value(deleted) OVER newest_first AS newest_deleted
+        FROM read_parquet($records, filename = true, file_row_number = true)
+        WINDOW newest_first AS (PARTITION BY pmid ORDER BY version DESC, filename DESC, file_row_number DESC)
+    )
+    WHERE deleted OR rank > 1
+"""
+_NO_RECORDS = "SELECT 0::BIGINT AS row, '' AS reason WHERE false"
+
+_DOCUMENTS = f"""
+    SELECT row, coalesce(outdated.reason, signature.reason) AS reason, signature.* EXCLUDE (row, reason)
+    FROM (
+        SELECT *, (list_position($names, parse_filename(filename, true))::BIGINT << {_POSITION_BITS}) + position AS row
+        FROM read_parquet($signatures, filename = true)
+    ) AS signature
+    LEFT JOIN outdated USING (row)
+"""
+# Of copies that with the lowest place stays: a retracted article, so that its copies leave with it; a document of the
+# test or validation split, so that training holds no copy of it; the document of the source named first.
+_USABLE = f"""
+    SELECT row + ((if(retraction IS NULL, 4, 0) + list_position($places, split) - 1)::BIGINT << {_ROW_BITS}) AS place,
+           row, retraction, held_out_ngrams, id_key, text_key,
+           {_BAND_COLUMNS}
+    FROM documents WHERE reason IS NULL
+"""
+_OVERLAPS = """
+    WITH ngrams AS (SELECT place, unnest(held_out_ngrams) AS ngram FROM usable)
+    SELECT DISTINCT place, 'held_out_overlap' FROM ngrams
+    WHERE ngram NOT IN (SELECT ngram FROM ngrams GROUP BY ngram HAVING count(*) > $common)
+"""
+_HELD_OUT = "SELECT place, 'held_out' FROM usable WHERE {key} IN (SELECT {key} FROM held_out)"
+_COPIES = """
+    SELECT place, '{reason}' FROM usable
+    JOIN (SELECT {key}, min(place) AS first FROM usable GROUP BY {key} HAVING count(*) > 1) USING ({key})
+    WHERE place > first
+"""
+_DROPPED = f"""
+    SELECT $names[row >> {_POSITION_BITS}] AS file, row & {2**_POSITION_BITS - 1} AS position, reason
+    FROM (
+        SELECT row, reason FROM documents WHERE reason IS NOT NULL
+        UNION ALL
+        SELECT row, coalesce($reasons[rank], retraction) FROM usable
+        LEFT JOIN (SELECT place, min(list_position($reasons, reason)) AS rank FROM found GROUP BY place) USING (place)
+        WHERE rank IS NOT NULL OR retraction IS NOT NULL
+    )
+    ORDER BY file, position
+"""
 
 
 def list_dropped(signatures: list[Path], records: list[Path], held_out: Path, output: Path) -> None:
@@ -94,22 +95,35 @@ def list_dropped(signatures: list[Path], records: list[Path], held_out: Path, ou
         "records": [str(path) for path in records],
         "signatures": [str(path) for path in signatures],
         "names": [path.stem for path in signatures],
-        "splits": list(SPLITS),
+        "places": list(reversed(SPLITS)),
         "held_out": str(held_out),
         "common": COMMON_NGRAM,
+        "reasons": _REASONS,
     }
     database = output.with_suffix(".duckdb")
     database.unlink(missing_ok=True)  # of a run that was killed
+    config = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}
     try:
-        with duckdb.connect(str(database), config={"memory_limit": MEMORY_LIMIT}) as connection:
-            for table, query in (_TABLES if records else _TABLES | {"outdated": _NO_RECORDS}).items():
-                used = {name: value for name, value in values.items() if f"${name}" in query}
-                connection.execute(f"CREATE TABLE {table} AS {query}", used)
-            target = str(output).replace("'", "''")
-            connection.execute(
-                f"COPY (FROM dropped ORDER BY file, position) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
-            )
+        with duckdb.connect(str(database), config=config) as connection:
+            _run(connection, output, values)
     except duckdb.IOException as error:
         raise OSError(errno.EIO, " ".join(str(error).split()), str(output)) from error
     finally:
         database.unlink(missing_ok=True)
+
+
+def _run(connection: duckdb.DuckDBPyConnection, output: Path, values: dict[str, Any]) -> None:
+    def execute(query: str) -> None:
+        connection.execute(query, {name: value for name, value in values.items() if f"${name}" in query})
+
+    execute(f"CREATE TABLE outdated AS {_OUTDATED if values['records'] else _NO_RECORDS}")
+    execute(f"CREATE TABLE documents AS {_DOCUMENTS}")
+    execute(f"CREATE TABLE usable AS {_USABLE}")
+    execute("CREATE TABLE found (place BIGINT, reason VARCHAR)")
+    execute(f"INSERT INTO found {_OVERLAPS}")
+    execute(f"CREATE TABLE held_out AS SELECT id_key, text_key, {_BAND_COLUMNS} FROM read_parquet($held_out)")
+    for key, reason in _KEYS.items():  # one by one, so that memory need not hold more than one key of each document
+        execute(f"INSERT INTO found {_HELD_OUT.format(key=key)}")
+        execute(f"INSERT INTO found {_COPIES.format(key=key, reason=reason)}")
+    target = str(output).replace("'", "''")
+    execute(f"COPY ({_DROPPED}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")

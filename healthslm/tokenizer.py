@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class TokenizerOptions:
     """Folder to write the tokenizer to."""
     vocab_size: int = 32_000
     """Number of tokens, the special tokens and the 256 bytes among them."""
+    max_documents: int = 1_000_000
+    """Documents to train on; of more, every second, third and so on is taken. More text hardly changes the tokens."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
@@ -42,11 +45,13 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
     if options.vocab_size < len(architecture):
         raise UserError(f"vocab_size {options.vocab_size}: the special tokens and bytes alone are {len(architecture)}")
+    if options.max_documents < 1:
+        raise UserError(f"max_documents is {options.max_documents}: there is nothing to learn from fewer than 1")
     files = split_files(options.corpus, "train")
     if not files:
         raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")
 
-    tokenizer = architecture.train_new_from_iterator(_training_texts(files), options.vocab_size, show_progress=False)
+    tokenizer = architecture.train_new_from_iterator(_training_texts(files, options.max_documents), options.vocab_size, show_progress=False)
     if len(tokenizer) < options.vocab_size:
         raise UserError(
             f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}, only for "
@@ -67,11 +72,15 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     )
 
 
-def _training_texts(files: list[Path]) -> Iterator[list[str]]:
-    with tqdm(total=sum(map(count_documents, files)), desc="count words", unit="document") as progress:
+def _training_texts(files: list[Path], max_documents: int) -> Iterator[list[str]]:
+    documents = sum(map(count_documents, files))
+    stride = math.ceil(documents / max_documents)
+    seen = 0
+    with tqdm(total=documents, desc="count words", unit="document") as progress:
         for path in files:
             for texts in read_texts(path):
-                yield texts
+                yield texts[-seen % stride :: stride]
+                seen += len(texts)
                 progress.update(len(texts))
     logger.info("merging pairs of tokens")
 

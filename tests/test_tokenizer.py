@@ -1,6 +1,7 @@
 """The tokenizer restores every text, keeps its special tokens apart from it, and needs no code of ours once saved."""
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -221,6 +222,20 @@ def test_the_report_counts_the_validation_split(corpus, tokenizer_folder):
         "bytes": num_bytes,
         "bytes_per_token": pytest.approx(num_bytes / tokens, abs=1e-4),
     }
+
+
+def test_of_a_corpus_too_large_every_so_manyth_document_is_trained_on(corpus, tmp_path):
+    tables = [pq.read_table(path) for path in sorted((corpus / "train").glob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist()]
+    (tmp_path / "part/train").mkdir(parents=True)
+    taken = pa.Table.from_pylist(rows[::3], tables[0].schema)
+    pq.write_table(taken, tmp_path / "part/train/all.parquet")
+    some = TokenizerOptions(corpus, tmp_path / "some", 500, max_documents=math.ceil(len(rows) / 3))
+    train_tokenizer(some)
+    train_tokenizer(TokenizerOptions(tmp_path / "part", tmp_path / "whole", 500))
+    train_tokenizer(TokenizerOptions(corpus, tmp_path / "other", 500))
+    files = [tmp_path / name / "tokenizer.json" for name in ("some", "whole", "other")]
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
 @pytest.mark.parametrize(
