@@ -1,4 +1,4 @@
-"""The report of a corpus: what was read from each source, kept, and dropped by reason."""
+"""The report of a corpus: what was read from each source, kept, and dropped by reason, and what decided so."""
 
 import importlib.metadata
 from collections import Counter
@@ -11,11 +11,22 @@ import pyarrow.parquet as pq
 
 import healthslm
 from healthslm.documents import SPLITS
+from healthslm.selection import COMMON_NGRAM
+from healthslm.signatures import BANDS, OVERLAP_WORDS, ROWS, SEED, SHINGLE_WORDS
 from healthslm.sources import Source
 
 REPORT = "report.json"
 COUNTS = ("documents", "parts", "bytes")
-LIBRARIES = ("datatrove", "lxml", "pyarrow", "duckdb", "datasets")
+LIBRARIES = ("datatrove", "lxml", "pyarrow", "duckdb", "datasets", "py3langid", "rensa", "xxhash")
+# What overlaps and near-duplicates are: see `healthslm.signatures` and `healthslm.selection`.
+SELECTION = {
+    "overlap_words": OVERLAP_WORDS,
+    "common_ngram": COMMON_NGRAM,
+    "shingle_words": SHINGLE_WORDS,
+    "bands": BANDS,
+    "rows": ROWS,
+    "seed": SEED,
+}
 
 
 def corpus_report(
@@ -43,6 +54,7 @@ def corpus_report(
         "dropped": dict(sorted(total.items())),
         "splits": {split: _split_report(corpus / split) for split in SPLITS},
         "settings": settings,
+        "selection": SELECTION,
         "held_out": [{"name": source.name, "sha256": source.sha256} for source in held_out],
         "files": files,
         "versions": {"healthslm": healthslm.__version__} | versions,

@@ -10,10 +10,11 @@ import numpy as np
 from rensa import RMinHash
 from xxhash import xxh3_64_intdigest
 
+OVERLAP_WORDS = 13
+SHINGLE_WORDS = 5
 BANDS = 14
 ROWS = 8
-_SHINGLE_WORDS = 5
-_SEED = 1
+SEED = 1
 
 _NON_ASCII_PUNCTUATION = re.compile(r"[^\w\x00-\x7f]")
 _ASCII_PUNCTUATION_TO_SPACE = bytes(code if code > 127 or chr(code).isalnum() else ord(" ") for code in range(256))
@@ -32,13 +33,13 @@ def minhash_bands(text: str) -> list[int]:
     words = _words(text)
     if not words:
         return []
-    shingles = _ngram_hashes(words, min(_SHINGLE_WORDS, len(words)))
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(shingles, [0, len(shingles)], BANDS * ROWS, _SEED)
+    shingles = _ngram_hashes(words, min(SHINGLE_WORDS, len(words)))
+    digests = RMinHash.digest_matrix_from_flat_token_hashes(shingles, [0, len(shingles)], BANDS * ROWS, SEED)
     rows = np.array(digests.to_rows()[0], dtype="<u4").reshape(BANDS, ROWS)
     return np.array([xxh3_64_intdigest(band.tobytes()) for band in rows], dtype=np.uint64).view(np.int64).tolist()
 
 
-def ngram_hashes(text: str, n: int = 13) -> np.ndarray:
+def ngram_hashes(text: str, n: int = OVERLAP_WORDS) -> np.ndarray:
     """The 64-bit hashes (int64) of all runs of `n` words, in their order; none where the text is shorter.
 
     Thirteen words are what Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C, look for in common

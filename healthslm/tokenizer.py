@@ -51,7 +51,9 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     if not files:
         raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")
 
-    tokenizer = architecture.train_new_from_iterator(_training_texts(files, options.max_documents), options.vocab_size, show_progress=False)
+    tokenizer = architecture.train_new_from_iterator(
+        _training_texts(files, options.max_documents), options.vocab_size, show_progress=False
+    )
     if len(tokenizer) < options.vocab_size:
         raise UserError(
             f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}, only for "

@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rensa import RMinHash
+from xxhash import xxh3_64_intdigest
 
 from healthslm.corpus import CorpusOptions, build_corpus
 from healthslm.documents import DOCUMENT_SCHEMA, SPLITS, document_id, document_text, split_of, text_hash
@@ -24,6 +27,7 @@ from healthslm.pubmed_files import find_pubmed_files
 from healthslm.records import RECORD_SCHEMA, record_document
 from healthslm.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
 from healthslm.selection import list_dropped
+from healthslm.signatures import ngram_hashes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "sample" / "pubmed"
@@ -109,6 +113,20 @@ def test_the_report_gives_the_reason_of_everything_that_was_dropped(sample):
     reasons = [*NOT_KEPT.values(), *["deletion"] * 3, *["superseded"] * 3]
     assert report["dropped"] == {reason: reasons.count(reason) for reason in set(reasons)}
     assert (report["read"], report["kept"]) == (67, len(KEPT))
+
+
+def test_the_report_says_how_to_compute_the_signatures_again(sample):
+    selection = json.loads((sample / "corpus" / "report.json").read_text())["selection"]
+    bands, rows = selection["bands"], selection["rows"]
+    (path,) = (sample / "signatures").glob("*0001.parquet")
+    document = read(sample / "corpus")["pmid:99000001"]
+    shingles = ngram_hashes(document["text"], selection["shingle_words"]).view(np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        shingles, [0, len(shingles)], bands * rows, selection["seed"]
+    )
+    values = np.array(matrix.to_rows()[0], dtype="<u4").reshape(bands, rows)
+    expected = [xxh3_64_intdigest(band.tobytes()) for band in values]
+    assert [number % 2**64 for number in pq.read_table(path)["bands"][0].as_py()] == expected
 
 
 def assert_that_the_report_adds_up(corpus: Path) -> dict[str, Any]:
@@ -450,6 +468,7 @@ def test_documents_that_share_text_with_a_held_out_one_stay_out(sample, tmp_path
     documents, report = build(tmp_path / "corpus", pubmed=SAMPLE, held_out=[held_out])
     assert set(read(sample / "corpus")) - set(documents) == {"pmid:99000029", "pmid:99000002"}  # and not …003
     assert (report["dropped"]["held_out"], report["dropped"]["held_out_overlap"]) == (1, 1)
+    assert report["selection"]["overlap_words"] == 13
 
 
 def test_a_phrase_that_many_documents_have_is_no_overlap(tmp_path):
@@ -460,7 +479,7 @@ def test_a_phrase_that_many_documents_have_is_no_overlap(tmp_path):
         source = write_rows(tmp_path / str(count) / "texts.parquet", rows[:count] + [{"id": "z:1", "text": words("z")}])
         options = {"validation_fraction": 0.0, "test_fraction": 0.0, "held_out": [held_out]}
         _, report = build(tmp_path / str(count) / "corpus", sources=[str(source)], **options)
-        assert report["dropped"] == dropped
+        assert (report["dropped"], report["selection"]["common_ngram"]) == (dropped, 10)
 
 
 def test_everything_removed_can_be_written_out_with_its_reason(sample, tmp_path):
