@@ -22,7 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from healthslm import documents, language, markup, passages, pubmed, records, screening, scrubbing, signatures, splits
+from healthslm import (
+    documents,
+    language,
+    markup,
+    passages,
+    pubmed,
+    records,
+    screening,
+    scrubbing,
+    selection,
+    signatures,
+    splits,
+)
+from healthslm import sources as source_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
@@ -39,8 +52,8 @@ from healthslm.tables import has_stamp, make_stamp
 logger = logging.getLogger(__name__)
 
 _PARSING = (pubmed, markup, records)
-_SCREENING = (screening, documents, records, scrubbing, language, signatures)
-_WRITING = (splits, documents, records, scrubbing, passages)
+_SCREENING = (screening, documents, records, source_files, scrubbing, language, signatures)
+_WRITING = (selection, splits, documents, records, scrubbing, passages)
 _LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]  # that texts pass
 
 

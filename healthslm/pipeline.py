@@ -6,16 +6,21 @@ output of the step before, say) runs in the process that started the stage, or a
 """
 
 import io
+import multiprocessing
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import dill
 import loguru
 from datatrove.data import DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -25,7 +30,7 @@ from datatrove.utils.stats import PipelineStats
 from tqdm import tqdm
 
 from healthslm.errors import UserError
-from healthslm.files import publish
+from healthslm.files import publish, remove_partials
 
 # datatrove logs to the terminal from its import on; the log of a run lies in its folder of logs.
 loguru.logger.remove()
@@ -122,9 +127,11 @@ class Workplace:
         """Make the folder; what a run has left there that made something else, of another `key`, goes."""
         key_file = self.folder / "key"
         if not (key_file.exists() and key_file.read_text() == key and self.output.is_dir()):
+            key_file.unlink(missing_ok=True)  # first, so that nobody goes on with what is half removed
             shutil.rmtree(self.folder, ignore_errors=True)
             self.output.mkdir(parents=True)
             key_file.write_text(key)
+        remove_partials(self.output)
 
     def finished(self, step: str) -> frozenset[int]:
         """Ranks of the tasks of a step that an earlier run with the same key has finished."""
@@ -180,7 +187,40 @@ class _NotesFailures(PipelineExecutor):
 
 
 class _Local(_NotesFailures, LocalPipelineExecutor):
-    pass
+    """Runs tasks in a pool that notices when one of its processes is killed; datatrove's own waits for it for ever."""
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, initializer=_become_worker) as pool:
+            executor = dill.dumps(self)  # the standard pickle does not know datatrove's writers
+            tasks = [pool.submit(_run_task, executor, rank) for rank in ranks]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+            except BrokenProcessPool as error:
+                reason = "a process was killed, perhaps for want of memory"
+                raise UserError(f"{reason}: run the command again, with fewer --workers") from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _run_task(executor: bytes, rank: int) -> None:
+    dill.loads(executor)._run_for_rank(rank, local_rank=1)
+
+
+def _become_worker() -> None:
+    """Keep a process of the pool off the terminal, and have it end when the one that started it is killed.
+
+    What it went on writing, and its mark that the task is done, would get in the way of the next run.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 class _Ray(_NotesFailures, RayPipelineExecutor):

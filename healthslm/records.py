@@ -50,7 +50,7 @@ class PubmedReader(PipelineStep):
 
 def record_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
     """The block that writes the records of XML file i to paths[i]."""
-    return StampedWriter(paths, stamps, RECORD_SCHEMA, row=lambda document: document.metadata)
+    return StampedWriter(paths, stamps, RECORD_SCHEMA)
 
 
 def read_record_documents(path: Path) -> Iterator[Document]:

@@ -138,7 +138,7 @@ def _common_values(values: np.ndarray, sorted_values: np.ndarray) -> list[int]:
 
 def signature_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
     """The block that writes the signatures of source i to paths[i]."""
-    return StampedWriter(paths, stamps, SIGNATURE_SCHEMA, row=lambda document: document.metadata)
+    return StampedWriter(paths, stamps, SIGNATURE_SCHEMA)
 
 
 def write_held_out(sources: list[Source], keys: Path, ngrams: Path) -> None:

@@ -3,14 +3,14 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from healthslm.files import replacing
@@ -20,19 +20,16 @@ _STAMP = b"healthslm_made_of"
 
 
 class StampedWriter(PipelineStep):
-    """Writes the documents of task i to a Parquet file of its own, paths[i], whole or not at all."""
+    """Writes of the documents of task i what the schema names to a Parquet file of its own, paths[i], whole or not."""
 
     name = "Parquet, whole or not at all"
     type = "💽 - WRITER"
 
-    def __init__(
-        self, paths: Sequence[Path], stamps: Sequence[str], schema: pa.Schema, row: Callable[[Document], dict[str, Any]]
-    ):
+    def __init__(self, paths: Sequence[Path], stamps: Sequence[str], schema: pa.Schema):
         super().__init__()
         self.paths = paths
         self.stamps = stamps
         self.schema = schema
-        self.row = row
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
         data = iter(data)
@@ -41,7 +38,7 @@ class StampedWriter(PipelineStep):
             replacing(self.paths[rank]) as new,
             pq.ParquetWriter(new, schema, compression="zstd") as writer,
         ):
-            while rows := [self.row(document) for document in itertools.islice(data, BATCH_ROWS)]:
+            while rows := [document.metadata for document in itertools.islice(data, BATCH_ROWS)]:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 

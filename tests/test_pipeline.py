@@ -1,15 +1,21 @@
 """The same stage on one machine, on Slurm and on Ray gives the same bytes; what has been done is not done again."""
 
+import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import slurm
 
 from healthslm.corpus import CorpusOptions, build_corpus
 from healthslm.errors import UserError
 
-SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE = REPOSITORY / "sample" / "pubmed"
 FOLDERS = ("corpus/", "records/", "signatures/")
 
 
@@ -140,3 +146,28 @@ def test_one_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
     bars = [line for line in done.stderr.replace("\r", "\n").splitlines() if "task" in line]
     assert "11/11" in bars[-1]
     assert {line.split("/")[1].split(" ")[0] for line in bars} == {"11"}
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_line(tmp_path):
+    rows = [{"text": f"{' '.join(f'word{n}x{m}' for m in range(60))}"} for n in range(20_000)]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable,
+        REPOSITORY / "scripts/build_corpus.py",
+        "--sources",
+        tmp_path / "a.jsonl",
+        tmp_path / "b.jsonl",
+    ]
+    command += ["--output", tmp_path / "corpus", "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    begun = [tmp_path / "signatures" / f".{name}.parquet.partial-*" for name in ("a", "b")]
+    while not all(list(pattern.parent.glob(pattern.name)) for pattern in begun):
+        assert process.poll() is None
+        time.sleep(0.05)
+    busiest = max(psutil.Process(process.pid).children(recursive=True), key=lambda child: sum(child.cpu_times()[:2]))
+    busiest.kill()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: a process was killed, perhaps for want of memory" in stderr.splitlines()[-1]
+    assert not (tmp_path / "corpus").exists()
