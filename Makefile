@@ -10,7 +10,7 @@ FLOOR := build/floor
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format clean
+.PHONY: help demo test test-full fuzz lint format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -24,6 +24,9 @@ test: $(INSTALLED)  ## the tests, at most ten minutes on two cores
 test-full: $(INSTALLED) $(FLOOR)/installed  ## the tests with the oldest Transformers, then all tests: at most an hour
 	PYTHONPATH="$(CURDIR)/$(FLOOR)" $(PYTEST) -m "not slow"
 	$(PYTEST)
+
+fuzz: $(INSTALLED)  ## read 20,000 mutated PubMed files: none may crash, hang or lose a record in silence
+	$(BIN)/python tests/fuzz_pubmed.py --files 20000
 
 lint: $(INSTALLED)  ## what ruff says of the code and its format
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """PubMed's XML gives every record whole, with its own PMID, and says which file is damaged and where."""
 
 import gzip
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +15,8 @@ import pytest
 from lxml import etree
 
 from healthslm.errors import UserError
-from healthslm.markup import inner_text
-from healthslm.pubmed import clean_title, read_records
+from healthslm.markup import inner_text, one_line
+from healthslm.pubmed import MAX_CITATION_BYTES, clean_title, read_records
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
 SMALL_FILES = [
@@ -46,9 +48,14 @@ class Expected:
     """What another parser reads of a record."""
 
     pmid: int
+    version: int
     deleted: bool = False
     title: Element | None = None
     sections: list[Element] = field(default_factory=list)
+    date: str = ""
+    languages: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    retracted_in: bool = False
 
 
 def read_by_the_standard_library(path: Path) -> Iterator[Expected]:
@@ -57,14 +64,22 @@ def read_by_the_standard_library(path: Path) -> Iterator[Expected]:
             if element.tag in ("MedlineCitation", "BookDocument"):
                 article = element.find("Article") if element.tag == "MedlineCitation" else element
                 yield Expected(
-                    pmid=int(element.findtext("PMID")),
+                    *pmid_and_version(element.find("PMID")),
                     title=article.find("ArticleTitle"),
                     sections=[section for section in article.findall("Abstract/AbstractText") if plain_text(section)],
+                    date=plain_text(next(article.iter("PubDate"), None)),
+                    languages=[language.text for language in article.findall("Language")],
+                    types=[plain_text(kind) for kind in article.iter("PublicationType")],
+                    retracted_in=element.find(".//CommentsCorrections[@RefType='RetractionIn']") is not None,
                 )
             elif element.tag == "DeleteCitation":
-                yield from (Expected(int(pmid.text), deleted=True) for pmid in element)
+                yield from (Expected(*pmid_and_version(pmid), deleted=True) for pmid in element)
             if element.tag in ("MedlineCitation", "PubmedArticle"):
                 element.clear()
+
+
+def pmid_and_version(pmid: Element) -> tuple[int, int]:
+    return int(pmid.text), int(pmid.get("Version", "1"))
 
 
 def plain_text(element: Element | None) -> str:
@@ -86,13 +101,17 @@ def letters(text: str) -> list[str]:
 
 def assert_equal_to_the_standard_library(path: Path) -> None:
     for record, expected in zip(read_records(path), read_by_the_standard_library(path), strict=True):
-        assert (record["pmid"], record["deleted"]) == (expected.pmid, expected.deleted)
+        assert (record["pmid"], record["version"]) == (expected.pmid, expected.version)
+        assert (record["deleted"], record["retracted_in"]) == (expected.deleted, expected.retracted_in)
+        assert (record["language"], record["publication_types"]) == (";".join(expected.languages), expected.types)
+        assert str(record["year"]) in expected.date if record["year"] else not re.search(r"\d{4}", expected.date)
         if plain_text(expected.title) == "[Not Available].":
             assert record["title"] == ""
         else:
             assert letters(record["title"]) == letters(plain_text(expected.title))
         for section, element in zip(record["sections"], expected.sections, strict=True):
             assert section["label"] == element.get("Label", "").strip()
+            assert section["category"] == element.get("NlmCategory", "")
             assert_says(section["text"], element)
 
 
@@ -140,7 +159,7 @@ def test_memory_does_not_grow_with_the_file(test_data):
         ("<sup>18</sup>F and [<sup>11</sup>C]", "18F and [11C]"),
         ("<i>Xyz</i><sup>-/-</sup> mice, the 2<sup>nd</sup> test of X<sup>®</sup>", "Xyz-/- mice, the 2nd test of X®"),
         ("H<sub>2</sub>O, VO<sub>2max</sub>", "H2O, VO2max"),
-        ("<b>Bold <u>and <i>nested</i></u></b>\n  text<!-- a comment --> ends", "Bold and nested text ends"),
+        ("<b>Bold <u>and <i>nested</i></u></b>\n  text ends", "Bold and nested text ends"),
         ("no&#160;break,\u2009thin", "no break, thin"),
     ],
 )
@@ -238,6 +257,39 @@ def test_cited_articles_are_no_records_of_their_own():
     assert [record["pmid"] - 99_000_000 for record in first] == [*range(1, 25), 24, *range(26, 61)]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        # mml:mover, mml:msub and superscripts in one sentence
+        ("pubmed6.xml", "( V.O2max ) 67.6 ± 4.1 ml·kg^-1·min^-1]"),
+        ("pubmed_37041114.xml", "([ZnCl2 (TMGeech)])"),
+    ],
+)
+def test_markup_of_real_abstracts_reads_as_text(test_data, name, said):
+    (record,) = read_records(test_data / "pubmed" / "samples" / name)
+    assert said in abstract(record)
+
+
+def test_cited_articles_of_a_long_list_are_no_records(test_data):
+    path = test_data / "pubmed" / "samples" / "pubmed_37041114.xml"
+    assert path.read_text().count("<Reference>") > 100
+    assert [record["pmid"] for record in read_records(path)] == [37041114]
+
+
+def test_a_later_file_has_a_second_version_and_a_deletion(test_data):
+    first, second = (
+        [(record["pmid"], record["version"], record["deleted"]) for record in read_records(path)]
+        for path in sorted((test_data / "pubmed" / "samples").glob("pubmed25n000[12].xml"))
+    )
+    assert first == [(1001, 1, False), (1002, 1, False), (1003, 1, False)]
+    assert second == [(1001, 2, False), (1002, 1, True)]
+
+
+def test_a_real_title_that_is_not_available_is_none(test_data):
+    titles = [record["title"] for record in read_records(test_data / "pubmed" / "samples" / "pubmed25n0004.xml")]
+    assert titles == ["Quality: link with effectiveness.", ""]
+
+
 def test_old_files_have_another_root(test_data):
     records = list(read_records(test_data / "pubmed" / "samples" / "medsamp2014.xml.gz"))
     assert (sum(not record["deleted"] for record in records), records[0]["pmid"]) == (161, 10540283)
@@ -254,53 +306,316 @@ def test_deletions_are_records_too():
     ]
 
 
-CITATION = (
-    "<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>7</PMID><Article><ArticleTitle>{}</ArticleTitle>"
-    "</Article></MedlineCitation></PubmedArticle></PubmedArticleSet>"
+def citation(title: str = "", pmid: str = "7", behind: str = "") -> str:
+    return (
+        f"<PubmedArticle><MedlineCitation><PMID>{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle></Article>"
+        f"{behind}</MedlineCitation></PubmedArticle>"
+    )
+
+
+def file_of(*citations: str, head: str = "") -> str:
+    return f"{head}<PubmedArticleSet>{''.join(citations)}</PubmedArticleSet>"
+
+
+def titles_until_refusal(path: Path) -> tuple[list[str], str]:
+    """The titles of the records in front of the place where the file is refused, and the refusal."""
+    titles = []
+    with pytest.raises(UserError) as refusal:
+        titles.extend(record["title"] for record in read_records(path))
+    assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
+    return titles, str(refusal.value).removeprefix(f"{path}: ")
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    "declarations",
+    [
+        '<!ENTITY e SYSTEM "{file}">',
+        '<!ENTITY e SYSTEM "{url}">',
+        '<!ENTITY % p SYSTEM "{url}"> %p;',
+        '<!ENTITY % p SYSTEM "{file}"> %p;',
+        '<!ENTITY e0 "ha">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12)),
+        "",
+    ],
+    ids=["file", "network", "parameter from network", "parameter from file", "billion laughs", "none"],
 )
-
-
-def test_no_entity_of_a_file_is_resolved(tmp_path):
+@pytest.mark.parametrize("title", ["no reference", "&e;", "&e11;", '<i x="&e11;">attribute</i>'])
+def test_a_file_that_may_declare_entities_is_refused(tmp_path, listener, declarations, title):
     secret = tmp_path / "secret.txt"
-    secret.write_text("secret")
+    secret.write_text('<!ENTITY e "secret">')
+    names = {"file": secret.as_uri(), "url": f"http://127.0.0.1:{listener.getsockname()[1]}/pubmed.dtd"}
     path = tmp_path / "a.xml"
-    path.write_text(f'<!DOCTYPE x [<!ENTITY e SYSTEM "{secret.as_uri()}">]>' + CITATION.format("a &e; b"))
-    (record,) = read_records(path)
-    assert record["title"] == "a &e; b"
+    path.write_text(file_of(citation(title), head=f"<!DOCTYPE PubmedArticleSet [{declarations.format(**names)}]>"))
+    titles, refusal = titles_until_refusal(path)
+    assert titles == [] and refusal.startswith("record 1 is not reached: the file does not begin with")
 
 
-def test_entities_that_grow_without_end_are_refused(tmp_path):
-    entities = '<!ENTITY e0 "ha">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
-    path = tmp_path / "laughs.xml"
-    path.write_text(f"<!DOCTYPE x [{entities}]>" + CITATION.format("&e11;"))
+@pytest.mark.parametrize("identifier", ['SYSTEM "{}"', 'PUBLIC "-//NLM//DTD PubMedArticle//EN" "{}"'])
+def test_the_dtd_of_a_file_is_not_read(tmp_path, listener, identifier):
+    dtd = tmp_path / "pubmed.dtd"
+    dtd.write_text('<!ENTITY e "secret"><!ATTLIST ArticleTitle Label CDATA "secret">')
+    path = tmp_path / "a.xml"
+    for address in (dtd.as_uri(), f"http://127.0.0.1:{listener.getsockname()[1]}/pubmed.dtd"):
+        head = f'<?xml version="1.0"?><!DOCTYPE PubmedArticleSet {identifier.format(address)}>'
+        path.write_text(file_of(citation("plain"), citation("&e;"), citation("more"), head=head))
+        assert titles_until_refusal(path) == (
+            ["plain"],
+            "damaged XML, after record 1: Entity 'e' not defined: fetch it again",
+        )
+
+
+HALF_GIBIBYTE_OF = {
+    "white space before the root": (b"", b" "),
+    "white space between citations": (b"<PubmedArticleSet>", b"\n"),
+    "comment": (b"<PubmedArticleSet><!--", b"x"),
+    "title": (b"<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>7</PMID><Article><ArticleTitle>", b"x"),
+    "elements": (b"<PubmedArticleSet><PubmedArticle>", b"<a/>x"),
+    "attribute": (b'<PubmedArticleSet><PubmedArticle x="', b"x"),
+    "root element": (b'<PubmedArticleSet x="', b"x"),
+    "deletions": (b"<PubmedArticleSet><DeleteCitation>", b"<PMID>7</PMID>"),
+    "citations": (b"<PubmedArticleSet>", citation("x").encode()),
+}
+READ_ALL = """
+import resource, sys
+from pathlib import Path
+from healthslm.errors import UserError
+from healthslm.pubmed import read_records
+
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+count = 0
+try:
+    for record in read_records(Path(sys.argv[1])):
+        count += 1
+except UserError as error:
+    print(error)
+print(count)
+"""
+
+
+def read_in_memory_of(mebibytes: int, path: Path) -> tuple[str, int]:
+    """The refusal and the number of records in front of it, in a process that cannot have more memory."""
+    command = [sys.executable, "-c", READ_ALL, str(path), str(mebibytes * 2**20)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    *refusal, count = run.stdout.splitlines()
+    return "\n".join(refusal), int(count)
+
+
+@pytest.mark.parametrize("name", HALF_GIBIBYTE_OF)
+def test_a_decompression_bomb_is_refused_in_little_memory(tmp_path, name):
+    beginning, filling = HALF_GIBIBYTE_OF[name]
+    path = tmp_path / "bomb.xml.gz"
+    member = gzip.compress(filling * (2**23 // len(filling)), compresslevel=6)
+    path.write_bytes(gzip.compress(beginning) + 64 * member)
+    refusal, count = read_in_memory_of(256, path)
+    reason = {"citations": "is not reached: the file expands to more than 100 times its size"}.get(
+        name, "is (not reached|longer than 12,582,912 bytes of XML)"
+    )
+    assert re.match(rf"{path}: record {count + 1:,} {reason}", refusal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "filling", ["<a/>x", "<a/>", '<a b=""/>', "<sup/>", "<sup>1</sup>", f"{'<sup>a' * 240}{'</sup>' * 240}"]
+)
+def test_the_longest_citation_is_read_in_less_than_a_gibibyte(tmp_path, filling):
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation(filling * ((MAX_CITATION_BYTES - 1000) // len(filling)))))
+    assert read_in_memory_of(1024, path) == ("", 1)
+
+
+@pytest.mark.parametrize("kind", ["citation", "comment behind the last"])
+def test_a_citation_that_is_too_long_is_refused_by_its_number(tmp_path, kind):
+    too_long = citation("<i>x</i>" * (MAX_CITATION_BYTES // 7)) if kind == "citation" else f"<!--{' ' * 2**24}-->"
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation("one"), citation("two"), too_long))
+    titles, refusal = titles_until_refusal(path)
+    assert titles == ["one", "two"] and refusal == "record 3 is longer than 12,582,912 bytes of XML"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (citation("<i>" * 300 + "</i>" * 300), "Excessive depth"),
+        (citation(f'<i x="{"y" * 10_500_000}"/>'), "limit exceeded"),
+        (citation("y" * 10_500_000), "limit exceeded"),
+        (citation("\0"), "0x0"),
+        (citation("&#0;"), "xmlChar"),
+        (citation("\udcff"), "bytes in character encoding"),
+        (citation("<i>not closed"), "tag mismatch"),
+        (citation("]]>"), "not allowed"),
+        (citation("&eacute;"), "Entity 'eacute' not defined"),
+        (citation(behind="<KeywordList><Keyword></KeywordList>"), "tag mismatch"),
+        (citation(behind="<KeywordList>"), "tag mismatch"),
+        (citation(behind="<KeywordList>\udcff</KeywordList>"), "bytes in character encoding"),
+        (citation(behind="</Keyword>"), "tag mismatch"),
+    ],
+    ids=str,
+)
+def test_damage_is_found_wherever_it_stands(tmp_path, damage, reason):
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation("one"), damage, citation("three")), errors="surrogateescape")
+    titles, refusal = titles_until_refusal(path)
+    assert titles == ["one"] and refusal.startswith("damaged XML, after record 1: ") and reason in refusal
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32", "cp037"])
+def test_another_encoding_than_utf_8_is_refused(tmp_path, encoding):
+    path = tmp_path / "a.xml"
+    path.write_bytes(file_of(citation("é"), head=f'<?xml version="1.0" encoding="{encoding}"?>').encode(encoding))
+    titles, refusal = titles_until_refusal(path)
+    assert titles == [] and "XML in UTF-8" in refusal
+
+
+def test_a_byte_order_mark_and_comments_are_no_damage(tmp_path):
+    path = tmp_path / "a.xml"
+    head = '\ufeff<?xml version="1.0" encoding="UTF-8"?>\n<!-- a --><!DOCTYPE PubmedArticleSet>\n<!-- b -->\n'
+    title = "A <b>bold</b><!-- c --> title &amp; <?pmcsd ?>more <![CDATA[<b>]]> &#233;"
+    path.write_text(file_of("<!-- d -->", citation(title), "<?e f?>", head=head))
+    assert [record["title"] for record in read_records(path)] == ["A bold title & more <b> é"]
+
+
+AUTHORS = '<AuthorList CompleteYN="Y"><Author><LastName>x</LastName></Author></AuthorList>'
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "",
+        "<MedlineCitation><PMID>8</PMID></MedlineCitation>",
+        f"<Article>{AUTHORS}</Article>",
+        AUTHORS.replace("</AuthorList>", "</AuthorList\n>") + "<Article/>" + AUTHORS,
+        "<CommentsCorrectionsList><CommentsCorrections><PMID>8</PMID></CommentsCorrections></CommentsCorrectionsList>",
+        '<AuthorList CompleteYN="Y"/><Article/>' + AUTHORS,
+        "<!-- </MedlineCitation></PubmedArticle> -->",
+        '<!-- <AuthorList CompleteYN="Y"> -->' + AUTHORS,
+        "<![CDATA[</Article>]]>",
+        "</MedlineCitation><PubmedData><Title/></PubmedData\n><MedlineCitation><PMID>8</PMID>",
+        "</MedlineCitation><MedlineCitation><PMID>8</PMID>",
+        "</MedlineCitation><PubmedData/></PubmedArticle\n><PubmedArticle><MedlineCitation><PMID>8</PMID>",
+        "</MedlineCitation\n><PubmedData></PubmedData\n></PubmedArticle\n><PubmedArticle><MedlineCitation><PMID>8</PMID>",
+        "</MedlineCitation></PubmedArticle><PubmedBookArticle><BookDocument><PMID>8</PMID></BookDocument>"
+        "</PubmedBookArticle><PubmedArticle><MedlineCitation><PMID>9</PMID>",
+        "</MedlineCitation></PubmedArticle><DeleteCitation><PMID>8</PMID></DeleteCitation><PubmedArticle>"
+        "<MedlineCitation><PMID>9</PMID>",
+    ],
+)
+def test_no_citation_hides_behind_what_is_not_read(tmp_path, behind):
+    path = tmp_path / "a.xml"
+    data = f"<PubmedData>{AUTHORS}</PubmedData></PubmedArticle>"
+    path.write_text(file_of(*[citation(AUTHORS, behind=behind).replace("</PubmedArticle>", data)] * 3))
+    set_of_citations = etree.parse(path).getroot()
+    expected = set_of_citations.xpath("*/MedlineCitation/PMID | */BookDocument/PMID | DeleteCitation/PMID")
     try:
-        (record,) = read_records(path)
-        assert record["title"] == "&e11;"
+        assert [record["pmid"] for record in read_records(path)] == [int(pmid.text) for pmid in expected]
     except UserError as error:
-        assert str(path) in str(error)
+        assert "damaged XML, after record " in str(error)
 
 
-COMPRESSED = gzip.compress((SAMPLE / "pubmedsample26n0001.xml").read_bytes())  # its checksum stands at [-8:-4]
+@pytest.mark.parametrize(
+    "pmid", ["seven", "", "²", "٣", "-1", "1" * 19, "1" * 5000, '7</PMID><PMID Version="x">8', "<i>7</i>"]
+)
+def test_a_pmid_that_is_no_number_is_refused(tmp_path, pmid):
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation("one"), citation("two", pmid=pmid)))
+    if "Version" in pmid:  # the first PMID counts
+        assert [record["pmid"] for record in read_records(path)] == [7, 7]
+        return
+    titles, refusal = titles_until_refusal(path)
+    assert titles == ["one"] and refusal.startswith("record 2 has no PMID")
+
+
+@pytest.mark.parametrize("version", ["", "x", "²", "1.5", "9" * 10])
+@pytest.mark.parametrize("element", ["MedlineCitation", "DeleteCitation"])
+def test_a_version_that_is_no_number_is_refused(tmp_path, version, element):
+    pmid = f'<PMID Version="{version}">8</PMID>'
+    wrong = f"<{element}>{pmid}</{element}>"
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation("one"), wrong))
+    titles, refusal = titles_until_refusal(path)
+    assert titles == ["one"] and refusal.startswith("record 2 has no PMID and version")
+
+
+@pytest.mark.parametrize(
+    ("date", "year"),
+    [
+        ("<Year>1999</Year>", 1999),
+        ("<MedlineDate>1998 Dec-1999 Jan</MedlineDate>", 1998),
+        ("<MedlineDate>Winter</MedlineDate>", None),
+        ("<Year>99999999999999999999</Year>", None),
+        ("<Year>١٩٩٩</Year>", None),
+        ("<Year>19²9</Year>", None),
+        ("<Year/>", None),
+    ],
+)
+def test_a_date_without_a_plausible_year_has_none(tmp_path, date, year):
+    journal = f"<Journal><JournalIssue><PubDate>{date}</PubDate></JournalIssue></Journal>"
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation().replace("<Article>", f"<Article>{journal}")))
+    assert [record["year"] for record in read_records(path)] == [year]
+
+
+@pytest.mark.parametrize("kind", ["PubmedArticlf", "Reference"])
+def test_an_element_that_is_no_citation_is_not_passed_over(tmp_path, kind):
+    path = tmp_path / "a.xml"
+    path.write_text(file_of(citation("one"), citation("two").replace("PubmedArticle", kind), citation("three")))
+    titles, refusal = titles_until_refusal(path)
+    assert titles == ["one"] and refusal == f"record 2 is no citation but an element {kind}"
+
+
+PLAIN = (SAMPLE / "pubmedsample26n0001.xml").read_bytes()
+COMPRESSED = gzip.compress(PLAIN)  # its checksum stands at [-8:-4]
+ONE = file_of(citation("one")).encode()
+
+
+def test_a_gzip_file_may_have_several_members_and_zeros_behind_them(tmp_path):
+    path = tmp_path / "a.xml.gz"
+    path.write_bytes(
+        b"".join(gzip.compress(PLAIN[at : at + 10]) for at in range(0, 2000, 10))
+        + gzip.compress(PLAIN[2000:])
+        + bytes(512)
+    )
+    assert list(read_records(path)) == list(read_records(SAMPLE / "pubmedsample26n0001.xml"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.xml.gz", COMPRESSED[: len(COMPRESSED) // 2], "cut short, after record [1-9]"),
+        ("a.xml.gz", COMPRESSED[:-3], "cut short, after record 6"),
         ("a.xml.gz", COMPRESSED[:9_000] + bytes(500) + COMPRESSED[9_500:], "damaged"),
         ("a.xml.gz", COMPRESSED[:-8] + bytes(4) + COMPRESSED[-4:], "damaged gzip file, after record .*CRC"),
+        ("a.xml.gz", COMPRESSED + b"more", "damaged gzip file, after record .*Not a gzipped file"),
         ("a.xml.gz", b"<html>moved</html>", "damaged gzip file, after record 0"),
-        ("a.xml.gz", b"", "damaged XML, after record 0"),
-        ("a.xml", (SAMPLE / "pubmedsample26n0001.xml").read_bytes()[:60_000], "damaged XML, after record 2"),
-        ("a.xml", b"<html>moved</html>", "no PubMed citation in it: its root element is html"),
-        ("a.xml", CITATION.format("").replace("<PMID>7", "<PMID>seven").encode(), "record 1 has no PMID"),
-        ("a.xml", CITATION.format("").replace("<PMID>7</PMID>", "").encode(), "record 1 has no PMID"),
+        ("a.xml.gz", b"", "record 1 is not reached"),
+        ("a.xml.gz", gzip.compress(b""), "record 1 is not reached"),
+        ("a.xml", b"", "record 1 is not reached"),
+        ("a.xml", PLAIN[:60_000], "damaged XML, after record 2"),
+        ("a.xml", b"<PubmedArticleSet><Pubmed", "damaged XML, after record 0"),
+        ("a.xml", b"<PubmedArticleSet/>", "record 1 is not reached"),
+        ("a.xml", b"<PubmedArticleSet></PubmedArticleSet>", "record 1 is missing"),
+        ("a.xml", ONE + b"<more/>", "damaged XML, after record 1"),
+        ("a.xml", b"<html>moved</html>", "record 1 is missing: .* root element is html"),
+        ("a.xml", ONE.replace(b"<PMID>7</PMID>", b""), "record 1 has no PMID"),
     ],
-    ids=["cut", "zeros", "checksum", "no gzip", "empty", "cut XML", "other XML", "odd PMID", "no PMID"],
-)
+)  # fmt: skip
 def test_a_damaged_file_is_refused_by_name_and_place(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as refusal:
-        list(read_records(path))
-    assert str(refusal.value).startswith(str(path)) and "\n" not in str(refusal.value)
+    assert re.search(message, titles_until_refusal(path)[1])
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    assert titles_until_refusal(tmp_path / "a.xml")[1] == "cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("text", ["", " ", "a b", " a b", "a  b", "a\tb", "a\nb ", "a\rb", "ä\u2009b", "\u00a0a\u3000"])
+def test_one_line_has_single_spaces(text):
+    assert one_line(text) == " ".join(text.split())
