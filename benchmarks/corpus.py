@@ -2,14 +2,16 @@
 
     python benchmarks/corpus.py PUBMED TOKENIZER
 
-PUBMED is a folder of NCBI's files, whose citations are first laid out in `--files` files of equal size. The build is
-that of scripts/build_corpus.py and scripts/tokenize_corpus.py: parse, resolve, clean, deduplicate, tokenise, the start
-of processes included. MB are those of uncompressed XML.
+PUBMED is a folder of NCBI's files. Their citations are laid out in `--files` files of equal size, `--copies` times:
+in all copies but the first under other PMIDs, and with the words of plain abstracts in another order. The build is that
+of scripts/build_corpus.py and scripts/tokenize_corpus.py: parse, resolve, clean, deduplicate, tokenise, the start of
+processes included. MB are those of uncompressed XML.
 """
 
 import argparse
 import gzip
 import os
+import random
 import re
 import subprocess
 import sys
@@ -22,12 +24,15 @@ import psutil
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 CITATION = re.compile(rb"<PubmedArticle>.*?</PubmedArticle>", re.DOTALL)
+PMID = re.compile(rb"(<PMID[^>]*>)(\d+)")
+PLAIN_TEXT = re.compile(rb"(<AbstractText[^>]*>)([^<]+)(?=</AbstractText>)")
 
 
-def lay_out(pubmed: Path, folder: Path, count: int) -> int:
+def lay_out(pubmed: Path, folder: Path, count: int, copies: int) -> int:
     """Write the citations of all files to `count` files of about equal size; return their uncompressed bytes."""
     contents = (gzip.decompress(path.read_bytes()) for path in sorted(pubmed.rglob("*.xml.gz")))
-    citations = [citation for content in contents for citation in CITATION.findall(content)]
+    originals = [citation for content in contents for citation in CITATION.findall(content)]
+    citations = [other(citation, copy) for copy in range(copies) for citation in originals]
     total = sum(map(len, citations))
     groups: list[list[bytes]] = [[] for _ in range(count)]
     place = 0
@@ -41,6 +46,20 @@ def lay_out(pubmed: Path, folder: Path, count: int) -> int:
         size += len(content)
         (folder / f"pubmed26n{number:04}.xml.gz").write_bytes(gzip.compress(content, 6))
     return size
+
+
+def other(citation: bytes, copy: int) -> bytes:
+    """The citation, or where it is a copy, one of another PMID and text."""
+    if copy == 0:
+        return citation
+
+    def shuffle(match: re.Match[bytes]) -> bytes:
+        words = match[2].split()
+        random.Random(copy).shuffle(words)
+        return match[1] + b" ".join(words)
+
+    citation = PMID.sub(lambda match: match[1] + str(int(match[2]) + copy * 10**8).encode(), citation, count=1)
+    return PLAIN_TEXT.sub(shuffle, citation)
 
 
 def run(name: str, *arguments: object) -> tuple[float, float]:
@@ -80,11 +99,12 @@ def main() -> None:
     parser.add_argument("pubmed", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        megabytes = lay_out(options.pubmed, Path(folder) / "pubmed", options.files) / 1e6
+        megabytes = lay_out(options.pubmed, Path(folder) / "pubmed", options.files, options.copies) / 1e6
         print(f"{options.files} files, {megabytes:.0f} MB of XML\n")
         print("| processes | build, s | tokenise, s | MB/s | MB/s a process | memory of a process, MiB |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")

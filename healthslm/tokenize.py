@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -92,6 +93,9 @@ def _finish(work: Workplace, files: dict[str, list[Path]]) -> None:
     work.close()
 
 
+_load_once = cache(load_tokenizer)  # for all tasks of a process
+
+
 class TokenWriter(PipelineStep):
     """Writes the arrays of corpus file i, as task i; each file comes with the folder to write them to."""
 
@@ -105,7 +109,7 @@ class TokenWriter(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
-        tokenizer = load_tokenizer(str(self.tokenizer_folder))
+        tokenizer = _load_once(str(self.tokenizer_folder))
         separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
         corpus_file, folder = self.tasks[rank]
         tokens, lengths, text_bytes = [np.zeros(0, dtype)], [], []

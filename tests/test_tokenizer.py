@@ -1,5 +1,6 @@
 """The tokenizer restores every text, keeps its special tokens apart from it, and needs no code of ours once saved."""
 
+import hashlib
 import json
 import math
 import random
@@ -254,3 +255,20 @@ def test_a_corpus_without_a_training_split_is_refused_in_one_line(run_script, tm
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'train'}: no Parquet files")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_released_tokenizer_is_the_one_that_the_documents_describe(repository):
+    checksum = hashlib.sha256((repository / "tokenizer.json").read_bytes()).hexdigest()
+    for document in ("docs/tokenizer.md", "docs/corpus-card/README.md"):
+        assert checksum in (repository / document).read_text(encoding="utf-8"), document
+
+
+@pytest.mark.parametrize("trust_remote_code", [True, False])
+def test_the_released_tokenizer_fits_the_model_and_restores_any_text(repository, tmp_path, trust_remote_code):
+    tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=trust_remote_code)
+    config = json.loads((repository / "config.json").read_text(encoding="utf-8"))
+    assert len(tokenizer) == config["vocab_size"] == 32_000
+    texts = hard_texts()
+    assert tokenizer.batch_decode(tokenizer(texts, add_special_tokens=False).input_ids) == texts
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (repository / "tokenizer.json").read_bytes()
