@@ -84,10 +84,10 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def train_network(
-    documents: list[list[int]], vocab_size: int, row_tokens: int = 256, rows: int = 4
+    documents: list[list[int]], vocab_size: int, seed: int, row_tokens: int = 256, rows: int = 4
 ) -> LlamaForCausalLM:
     """One pass over the documents, packed into rows."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=128,
@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--tokenizer-bytes", type=int, default=60_000_000)
     parser.add_argument("--network-vocab-size", type=int, default=8_000)
-    parser.add_argument("--network-bytes", type=int, default=3_000_000)
+    parser.add_argument("--network-bytes", type=int, default=10_000_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the network's first weights")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     options = parser.parse_args()
 
     train_texts = read_files(split_files(options.corpus, "train"))
@@ -141,11 +143,11 @@ def main() -> None:
     scored = take_bytes(held_out, 300_000)
 
     print("| split | bytes per token | bits per byte |\n| --- | ---: | ---: |", flush=True)
-    for name, split in SPLITS.items():
-        tokenizer = train_tokenizer(split, tokenizer_texts, options.vocab_size)
+    for name in options.splits:
+        tokenizer = train_tokenizer(SPLITS[name], tokenizer_texts, options.vocab_size)
         bytes_per_token = count_bytes(held_out) / sum(len(ids) - 1 for ids in encode(tokenizer, held_out))
         small = shrink(tokenizer, options.network_vocab_size)
-        model = train_network(encode(small, network_texts), options.network_vocab_size)
+        model = train_network(encode(small, network_texts), options.network_vocab_size, options.seed)
         bits_per_byte = bits(model, encode(small, scored)) / count_bytes(scored)
         print(f"| {name} | {bytes_per_token:.3f} | {bits_per_byte:.4f} |", flush=True)
 

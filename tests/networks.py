@@ -59,7 +59,8 @@ def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tu
 
 
 def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
-    llama = network("llama")
+    sizes = {name: getattr(ours.config, name) for name in SHAPE}
+    llama = network("llama", **sizes)
     llama.load_state_dict(ours.state_dict())
     return llama
 
