@@ -23,6 +23,7 @@ HUB_PREFIX = "hub:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
 UNSTATED = "unstated"
+MAX_DOCUMENT_LENGTH = 2**26  # characters: far more than a book has; what is longer is no document
 
 Row = dict[str, Any]
 
@@ -151,7 +152,7 @@ def read_rows(location: str) -> Iterator[Row]:
             yield from _read_json_lines(path)
         else:
             with _open_text(path) as file:
-                yield {"text": file.read()}
+                yield {"text": _refuse_too_long(file.read(MAX_DOCUMENT_LENGTH + 1), f"{path}")}
     except (pyarrow.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged, or not what its name says: {' '.join(str(error).split())}") from error
 
@@ -164,8 +165,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+        for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_LENGTH + 1), ""), start=1):
+            if not _refuse_too_long(line, f"{path}: line {number:,}").strip():
                 continue
             try:
                 row = json.loads(line)
@@ -174,6 +175,12 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number:,}: not a JSON object")
             yield row
+
+
+def _refuse_too_long(text: str, place: str) -> str:
+    if len(text) > MAX_DOCUMENT_LENGTH:
+        raise UserError(f"{place}: longer than {MAX_DOCUMENT_LENGTH:,} characters: cut it into documents first")
+    return text
 
 
 def _open_text(path: Path) -> IO[str]:

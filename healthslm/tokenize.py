@@ -2,10 +2,13 @@
 
 import logging
 import os
+import shutil
+import tempfile
+from array import array
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import IO
 
 import numpy as np
 from datatrove.data import DocumentsPipeline
@@ -39,7 +42,7 @@ class TokenizeOptions(ExecutorOptions):
 def tokenize_corpus(options: TokenizeOptions) -> None:
     """Turn every split of a corpus into memory-mapped arrays; healthslm/tokens.py describes and reads their folder.
 
-    Each corpus file is a task, whose process holds the tokens of that file in memory. A run that was killed goes on.
+    Each corpus file is a task, whose process holds a batch of documents in memory. A run that was killed goes on.
 
     Raises:
         UserError: The corpus is missing, damaged or empty, or the tokenizer missing or unfit.
@@ -54,7 +57,7 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
         raise UserError(f"{options.output}: holds other things than tokens, and would be replaced")
 
     work = Workplace(options.output.absolute())
-    with naming_full_disk(work.folder), TemporaryDirectory() as saved:
+    with naming_full_disk(work.folder), tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         sums = {str(path): file_sha256(path) for paths in files.values() for path in paths}
         work.open(make_stamp([encoding, corpus_reader], tokenizer_sha256(Path(saved)), sums))
@@ -112,15 +115,25 @@ class TokenWriter(PipelineStep):
         tokenizer = _load_once(str(self.tokenizer_folder))
         separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
         corpus_file, folder = self.tasks[rank]
-        tokens, lengths, text_bytes = [np.zeros(0, dtype)], [], []
-        for texts in read_texts(corpus_file):
-            documents = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-            tokens += [np.array(ids, dtype) for ids in documents]
-            lengths += [len(ids) for ids in documents]
-            text_bytes += [len(text.encode()) for text in texts]
-        np.save(folder / f"{corpus_file.stem}.tokens.npy", np.concatenate(tokens))
+        lengths, text_bytes = array("q"), array("q")
+        with tempfile.TemporaryFile(dir=folder) as tokens:  # their number, which the array's header tells, comes last
+            for texts in read_texts(corpus_file):
+                for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
+                    tokens.write(np.array([separator, *ids], dtype).tobytes())
+                    lengths.append(len(ids) + 1)
+                    text_bytes.append(len(text.encode()))
+            _save_array(folder / f"{corpus_file.stem}.tokens.npy", tokens, dtype, sum(lengths))
         np.save(folder / f"{corpus_file.stem}.ends.npy", np.cumsum(lengths, dtype=np.int64))
         np.save(folder / f"{corpus_file.stem}.bytes.npy", np.array(text_bytes, np.int64))
+
+
+def _save_array(path: Path, content: IO[bytes], dtype: np.dtype, length: int) -> None:
+    """Write an array as `numpy.save` does, from a file of its bytes, so that memory need not hold it."""
+    content.seek(0)
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(content, file)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -333,6 +333,20 @@ def test_a_text_file_is_one_document(tmp_path):
     assert (document["text"], document["source"], document["title"]) == (f"Line one\n{WORDS}", "note", "")
 
 
+@pytest.mark.parametrize("name", ["endless.txt.gz", "endless.jsonl.gz"])
+def test_a_document_without_end_is_refused_before_memory_is_full(tmp_path, name):
+    with gzip.open(tmp_path / name, "wb", compresslevel=1) as file:
+        if "jsonl" in name:
+            file.write(json.dumps({"id": "1", "text": WORDS}).encode() + b'\n{"text": "')
+        for _ in range(600):
+            file.write(b"word " * 2**18)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({2**30}, {2**30}))"
+    program = f"{limit}\nfrom healthslm.sources import read_rows\nlist(read_rows({str(tmp_path / name)!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    message = done.stderr.splitlines()[-1]
+    assert f"{name}: {'line 2: ' if 'jsonl' in name else ''}longer than" in message, done.stderr[-2000:]
+
+
 def test_files_of_one_name_stay_apart(tmp_path):
     for number in (1, 2):
         write_rows(tmp_path / str(number) / "train.parquet", [{"text": words(number)}])
