@@ -108,7 +108,7 @@ def test_one_damaged_file_leaves_the_work_on_the_others_done(tmp_path):
 
 
 def test_an_update_joins_without_the_other_files_being_read_again(local, tmp_path):
-    """The XML that has been parsed may even be unreadable now; only its checksum is taken."""
+    """Their records and signatures stay untouched, and all comes out as from a build of all three files."""
     pubmed = tmp_path / "pubmed"
     pubmed.mkdir()
     first, second, third = sorted(SAMPLE.glob("*.xml"))
