@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -399,6 +399,71 @@ def select_positions(hidden_states: torch.Tensor, positions: int | torch.Tensor)
     return hidden_states.take_along_dim(positions.unsqueeze(-1), dim=1)
 
 
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of `hidden_states @ weight.T`, of which no more than one chunk of rows is ever held.
+
+    Each chunk's gradients are computed with its loss, while its probabilities are at hand; the backward pass scales
+    them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        counted: torch.Tensor,
+        with_gradients: bool,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: (tokens, hidden_size).
+            weight: (vocab_size, hidden_size).
+            targets: (tokens,), the token that each position is to predict.
+            counted: (tokens,), False for positions that are left out of the sum.
+            with_gradients: Whether a backward pass may follow.
+        """
+        device = hidden_states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        hidden, matrix = hidden_states.to(dtype), weight.to(dtype)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradient = weight_gradient = None
+        if with_gradients and ctx.needs_input_grad[0]:
+            hidden_gradient = torch.empty_like(hidden_states, dtype=torch.float32)
+        if with_gradients and ctx.needs_input_grad[1]:
+            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        # The same memory for every chunk: to be given a new one each time costs as much as to compute with it.
+        shape = (min(LOSS_CHUNK_TOKENS, len(hidden)), len(matrix))
+        logits_buffer = torch.empty(shape, dtype=dtype, device=hidden.device)
+        log_probs_buffer = torch.empty(shape, dtype=torch.float32, device=hidden.device)
+
+        for start in range(0, len(hidden), LOSS_CHUNK_TOKENS):
+            rows = slice(start, start + LOSS_CHUNK_TOKENS)
+            hidden_chunk, target, weighing = hidden[rows], targets[rows, None], counted[rows, None]
+            logits, log_probs = logits_buffer[: len(target)], log_probs_buffer[: len(target)]
+            torch.mm(hidden_chunk, matrix.T, out=logits)
+            torch.log_softmax(log_probs.copy_(logits), dim=-1, out=log_probs)
+            loss -= (log_probs.gather(1, target) * weighing).sum()
+            # The gradient of the logits: probabilities, less one for the token that followed.
+            logits.copy_(log_probs.exp_().scatter_add_(1, target, log_probs.new_full(target.shape, -1.0)))
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = logits @ matrix * weighing
+            if weight_gradient is not None:
+                weight_gradient += logits.T @ (hidden_chunk * weighing)
+
+        ctx.gradients = hidden_gradient, weight_gradient
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, loss_gradient: torch.Tensor) -> tuple:
+        gradients = (
+            None if gradient is None else (gradient * loss_gradient).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        )
+        return *gradients, None, None, None
+
+
 class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
     """The language model: the decoder, and its embedding transposed as output projection."""
 
@@ -475,26 +540,22 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
         ignore_index: int = -100,
         **_: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Cross-entropy of hidden_states (batch, length, hidden_size) that holds the logits of one chunk at a time.
-
-        The backward pass computes each chunk's logits a second time instead of keeping them.
-        """
+        """Cross-entropy of hidden_states (batch, length, hidden_size) that holds the logits of one chunk at a time."""
         if shift_labels is None:
             if labels is None:
                 raise ValueError("skip_logits=True returns nothing but the loss: give labels as well.")
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+        if type(self.lm_head) is not nn.Linear:
+            raise ValueError(f"skip_logits=True needs a plain output projection, not a {type(self.lm_head).__name__}.")
         shift_labels = shift_labels.flatten().to(hidden_states.device)
-
-        def chunk_loss(hidden_chunk: torch.Tensor, label_chunk: torch.Tensor) -> torch.Tensor:
-            logits = self.lm_head(hidden_chunk).float()
-            return nn.functional.cross_entropy(logits, label_chunk, ignore_index=ignore_index, reduction="sum")
-
-        chunks = zip(
-            hidden_states.flatten(0, 1).split(LOSS_CHUNK_TOKENS), shift_labels.split(LOSS_CHUNK_TOKENS), strict=True
-        )
-        loss = sum(checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks)
+        counted = shift_labels != ignore_index
+        targets = shift_labels.where(counted, 0)
+        weight = self.lm_head.weight
+        if isinstance(weight, DTensor):  # a part of it on each device, with tensor parallelism
+            weight = weight.full_tensor()
+        loss = ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), weight, targets, counted, torch.is_grad_enabled())
         if num_items_in_batch is None:
-            num_items_in_batch = (shift_labels != ignore_index).sum()
+            num_items_in_batch = counted.sum()
         elif isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.device)
         return loss / num_items_in_batch

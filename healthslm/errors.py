@@ -3,3 +3,8 @@
 
 class UserError(Exception):
     """A mistake that the user can mend. The message is one line: what is wrong, where, with which value, what to do."""
+
+
+class Stopped(Exception):
+    """Work that was asked to stop did, and can be gone on with. The message says how; it is empty where another process
+    says so."""

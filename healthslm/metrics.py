@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,29 @@ class RunMetrics:
             file.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name, value in record.items():
-                self._board.add_scalar(name, value, record["update"])
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, record["update"])
 
     def draw(self) -> None:
         """Draw the curve of training loss and validation bits per byte as curve.png, where matplotlib is installed."""
         if importlib.util.find_spec("matplotlib"):
             draw_curve(self.records, self.run / "curve.png")
 
+    @property
+    def losses(self) -> list[float]:
+        """Training losses so far."""
+        return [record["loss"] for record in self.records if "loss" in record]
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def is_spike(losses: list[float], loss: float, window: int = 100) -> bool:
+    """Whether a loss lies far above those before it: by six standard deviations of the last `window`, when there are
+    as many."""
+    recent = losses[-window:]
+    return len(recent) == window and loss > statistics.fmean(recent) + 6 * statistics.stdev(recent)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

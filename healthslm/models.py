@@ -19,6 +19,7 @@ transformers_logging.disable_progress_bar()  # a bar for one file of weights, in
 REPOSITORY = Path(__file__).resolve().parents[1]
 """The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
 
+_RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -59,6 +60,13 @@ def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
     if (Path(config.name_or_path) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(config.name_or_path)
     return model
+
+
+def zero_residual_projections(model: PreTrainedModel) -> None:
+    """Set to zero the last matrix of each attention and feed-forward block, so that a new layer passes its input on."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(_RESIDUAL_PROJECTIONS):
+            torch.nn.init.zeros_(parameter)
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

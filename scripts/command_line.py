@@ -29,9 +29,12 @@ import docstring_parser
 import jsonargparse
 import yaml
 
-from healthslm.errors import UserError
+from healthslm.errors import Stopped, UserError
 
 Options = TypeVar("Options")
+
+STOPPED = 75
+"""Exit status of work that stopped on request and wants to be gone on with: EX_TEMPFAIL of sysexits.h."""
 
 
 class UsageError(UserError):
@@ -55,8 +58,9 @@ class Field:
 def run(function: Callable[[Options], None], options_class: type[Options]) -> None:
     """Call `function` with the options that the user gave, and report the user's errors in one line.
 
-    The exit status is 1 after an error of the user's or of the file system, 2 after wrong usage, and what shells expect
-    when interrupted or when nobody reads the output. Any other exception is a mistake of ours and keeps its traceback.
+    The exit status is 1 after an error of the user's or of the file system, 2 after wrong usage, 75 when work stopped
+    on request and can be gone on with, and what shells expect when interrupted or when nobody reads the output. Any
+    other exception is a mistake of ours and keeps its traceback.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
@@ -73,6 +77,8 @@ def run(function: Callable[[Options], None], options_class: type[Options]) -> No
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _exit(f"error: {error.filename or 'cannot write'}: {error.strerror}", 1)
+    except Stopped as stopped:
+        _exit(str(stopped), STOPPED)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
 
@@ -195,5 +201,6 @@ def _show(default: Any) -> str:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(status)

@@ -1,0 +1,65 @@
+"""The optimizers: which weights belong to which group, and what a step of each does to them."""
+
+import pytest
+import torch
+from pipeline_folders import TINY_MODEL
+
+from healthslm.models import make_model, zero_residual_projections
+from healthslm.optimization import make_optimizers, set_learning_rates
+
+TINY_GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+SETTINGS = {
+    "learning_rate": 1e-3, "embedding_learning_rate": 2e-3, "muon_learning_rate": 4e-3, "weight_decay": 0.1,
+    "betas": (0.9, 0.95),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("muon", [True, False], ids=["muon", "adamw alone"])
+@pytest.mark.parametrize("model", [TINY_MODEL, TINY_GPT2], ids=["healthslm", "gpt2"])
+def test_every_weight_has_one_group_with_its_learning_rate_and_decay(model, muon):
+    model = make_model(model)
+    optimizers = make_optimizers(model, **(SETTINGS | {"muon_learning_rate": 4e-3 if muon else None}))
+    set_learning_rates(optimizers, 0.5)
+    found = {
+        id(parameter): (type(optimizer).__name__, group["lr"], group["weight_decay"])
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        if name.rsplit(".", 1)[0].endswith(("embed_tokens", "wte", "wpe")):
+            expected = ("AdamW", 1e-3, 0.1)
+        elif parameter.dim() == 1:
+            expected = ("AdamW", 0.5e-3, 0.0)
+        else:
+            expected = ("Muon", 2e-3, 0.1) if muon else ("AdamW", 0.5e-3, 0.1)
+        assert found[id(parameter)] == expected, name
+
+
+def test_muon_moves_a_matrix_along_the_orthogonal_factor_of_its_gradient():
+    """From rest the momentum is the gradient: the step is U V^T of its singular value decomposition, roughly (Newton-
+    Schulz leaves singular values between 0.5 and 1.5), times 0.2 sqrt(max(rows, columns)), as AdamW has it."""
+    model = make_model(TINY_MODEL)
+    matrix = model.model.layers[0].mlp.up_proj.weight
+    before = matrix.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizers = make_optimizers(model, **(SETTINGS | {"weight_decay": 0.0}))
+    set_learning_rates(optimizers, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    step = (before - matrix.detach()) / (4e-3 * 0.2 * max(matrix.shape) ** 0.5)
+    left, _, right = torch.linalg.svd(matrix.grad, full_matrices=False)
+    along = (left.T @ step @ right.T).diagonal()
+    assert ((along > 0.5) & (along < 1.5)).all()
+    assert torch.dist(left @ torch.diag(along) @ right, step) / step.norm() < 0.05
+
+
+def test_layers_with_zeroed_projections_pass_their_input_on():
+    model = make_model(TINY_MODEL).eval()
+    zero_residual_projections(model)
+    ids = torch.arange(10)[None]
+    expected = model.lm_head(model.model.norm(model.model.embed_tokens(ids)))
+    torch.testing.assert_close(model(ids).logits, expected)
