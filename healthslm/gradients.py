@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from healthslm.attention import PACKED_DOCUMENTS
 from healthslm.models import accepts
@@ -82,6 +83,12 @@ def bf16_autocast(device: torch.device) -> torch.autocast:
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) -> None:
+    """Have a model attend document by document on a CPU, unless it is compiled: documents have all lengths."""
+    if device.type == "cpu" and not compiled:
+        model.set_attn_implementation(PACKED_DOCUMENTS)
 
 
 def seed_dropout(*numbers: int) -> None:

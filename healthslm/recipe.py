@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from healthslm.errors import UserError
@@ -80,11 +81,18 @@ class PretrainOptions:
     """Go on from the newest valid checkpoint in the run folder."""
     accept_changes: bool = False
     """Resume even though the recipe, the corpus or the tokenizer has changed."""
+    dry_run: bool = False
+    """Print what the run would take (operations, memory by part, disk), and start nothing."""
+    tokens_per_second: float | None = None
+    """Speed over all processes, for the dry run to tell hours."""
 
 
-FREE_OPTIONS = {
+COMMANDS = {"resume", "accept_changes", "dry_run", "tokens_per_second"}
+"""Options of one call, which no recipe keeps."""
+
+FREE_OPTIONS = COMMANDS | {
     "tokens", "output", "micro_batch_rows", "evaluate_every", "evaluation_documents", "save_every", "keep_checkpoints",
-    "compile", "resume", "accept_changes",
+    "compile",
 }  # fmt: skip
 """Options that do not say what a run computes: they may change when it is resumed. The corpus is told by checksum."""
 
@@ -119,6 +127,10 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
     )
 
 
+def compiles(options: PretrainOptions, device: torch.device) -> bool:
+    return device.type == "cuda" if options.compile is None else options.compile
+
+
 def identity(options: PretrainOptions) -> dict[str, Any]:
     """What a run computes follows from this: the options that matter, the corpus and the tokenizer by checksum."""
     recipe = {name: value for name, value in _plain(options).items() if name not in FREE_OPTIONS}
@@ -140,7 +152,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], checkpoint: Path,
 
 def write_recipe(options: PretrainOptions, run: Path) -> None:
     """Write config.yaml: a recipe that repeats the run."""
-    values = {name: value for name, value in _plain(options).items() if name not in ("resume", "accept_changes")}
+    values = {name: value for name, value in _plain(options).items() if name not in COMMANDS}
     with replacing(run / "config.yaml") as new:
         new.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 

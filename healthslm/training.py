@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from healthslm.attention import PACKED_DOCUMENTS
 from healthslm.bits_per_byte import score_documents
 from healthslm.checkpoint import (
     gather_weights,
@@ -32,13 +31,14 @@ from healthslm.checkpoint import (
 )
 from healthslm.errors import Stopped, UserError
 from healthslm.files import remove_partials, replacing
-from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, seed_dropout
+from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention, seed_dropout
 from healthslm.interruption import StopSignals
 from healthslm.metrics import RunMetrics, is_spike
 from healthslm.models import make_model, open_model, zero_residual_projections
 from healthslm.optimization import make_optimizers, set_learning_rates
 from healthslm.packing import PackedRows
-from healthslm.recipe import PretrainOptions, check_unchanged, identity, make_schedule, write_recipe
+from healthslm.plan import plan_run
+from healthslm.recipe import PretrainOptions, check_unchanged, compiles, identity, make_schedule, write_recipe
 from healthslm.schedule import Schedule
 from healthslm.tokens import TOKENIZER_FOLDER, TokenizedSplit
 
@@ -59,6 +59,10 @@ def pretrain(options: PretrainOptions) -> None:
     # Said outright, because Accelerate would take several processes on the CPU for as many runs of one.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     is_main = accelerator.is_main_process
+    if options.dry_run:
+        if is_main:
+            print(plan_run(options, accelerator.num_processes, accelerator.device))
+        return
     checkpoints = options.output / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints) if options.resume else None
     if checkpoint is None and options.output.exists():
@@ -94,10 +98,9 @@ def pretrain(options: PretrainOptions) -> None:
         state |= {name: saved[name] for name in ("tokens", "skipped_in_a_row", "best_bits_per_byte")}
         load_optimizers(checkpoint, bare_model, bare_optimizers)
     first_update = schedule.update_at(state["tokens"])
-    # A CPU attends document by document; compiled for a GPU, one mask over the row is faster.
-    if accelerator.device.type == "cpu":
-        bare_model.set_attn_implementation(PACKED_DOCUMENTS)
-    network = torch.compile(model, dynamic=False) if compiles(options, accelerator.device) else model
+    compiled = compiles(options, accelerator.device)
+    fit_attention(bare_model, accelerator.device, compiled)
+    network = torch.compile(model, dynamic=False) if compiled else model
 
     if is_main:
         remove_partials(options.output)
@@ -229,10 +232,6 @@ def not_finite(checkpoints: Path, skipped: int) -> str:
 
 def resume_command(options: PretrainOptions) -> str:
     return f"go on by: python scripts/pretrain.py --recipe {options.output / 'config.yaml'} --resume"
-
-
-def compiles(options: PretrainOptions, device: torch.device) -> bool:
-    return device.type == "cuda" if options.compile is None else options.compile
 
 
 def progress_bar(tokens: int, max_tokens: int, visible: bool) -> tqdm:

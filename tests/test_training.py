@@ -1,5 +1,6 @@
 """Pretraining: what an update computes, what a run leaves behind, and that a resumed run is the run."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -318,6 +319,24 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_place_in_the_data(
     assert skipped["update"] == 5 and skipped["skipped"]["positions"] == [32, 40] and "loss" not in skipped
     starts = skipped["skipped"]["stream"]
     assert len(starts) == 8 and all(start % 64 == 0 for start in starts)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_a_plain_one(finished_run, options, tmp_path, monkeypatch):
+    compilers = []
+
+    def compiler(graph, inputs):
+        compilers.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)  # the default one takes a minute
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler, fullgraph=True))
+    torch._dynamo.reset()
+    pretrain(options(tmp_path / "run", compile=True))
+    assert compilers
+    plain, compiled = (
+        [r["loss"] for r in read_metrics(run) if "loss" in r] for run in (finished_run, tmp_path / "run")
+    )
+    assert compiled == pytest.approx(plain, rel=2e-3)
 
 
 def test_a_run_gives_up_when_too_many_updates_in_a_row_are_not_finite(options, tmp_path, spoilt_updates, monkeypatch):
