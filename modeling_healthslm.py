@@ -545,7 +545,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
             if labels is None:
                 raise ValueError("skip_logits=True returns nothing but the loss: give labels as well.")
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
-        if type(self.lm_head) is not nn.Linear:
+        if type(self.lm_head).forward is not nn.Linear.forward:  # that of FSDP's own class is
             raise ValueError(f"skip_logits=True needs a plain output projection, not a {type(self.lm_head).__name__}.")
         shift_labels = shift_labels.flatten().to(hidden_states.device)
         counted = shift_labels != ignore_index

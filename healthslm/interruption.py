@@ -1,11 +1,13 @@
 """Being asked to stop: SIGTERM, as a cluster's scheduler sends it, and SIGINT, as Ctrl-C does."""
 
+import os
 import signal
 from types import FrameType
 
 
 class StopSignals:
-    """Notes a first SIGTERM or SIGINT, so that the work at hand can be finished; a second one stops it at once."""
+    """Notes the first SIGTERM or SIGINT and says so, so that the work at hand can be finished. A SIGINT after it stops
+    it at once; a SIGTERM does not, since a scheduler and torchrun each send their own to every process."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -19,5 +21,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self.__exit__()
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        if self.received is None:
+            self.received = signal.Signals(number)
+            # Not by print, which may be what the signal came into.
+            os.write(2, f"\n{self.received.name}: finishing this update; SIGINT stops at once\n".encode())

@@ -18,7 +18,7 @@ from healthslm.attention import PACKED_DOCUMENTS
 from healthslm.gradients import bf16_autocast, fit_attention
 from healthslm.models import accepts, make_model
 from healthslm.optimization import find_embeddings, make_optimizers
-from healthslm.recipe import PretrainOptions, compiles, make_schedule
+from healthslm.recipe import PretrainOptions, compiles, make_schedule, optimizer_settings
 from healthslm.schedule import Schedule
 from healthslm.tokens import TokenizedSplit
 
@@ -129,14 +129,7 @@ def memory_by_part(
     after_decoder: list[int] = []
     with fake_mode, device:
         fake = type(model)(model.config).train()
-        optimizers = make_optimizers(
-            fake,
-            learning_rate=options.learning_rate,
-            embedding_learning_rate=options.embedding_learning_rate,
-            muon_learning_rate=options.muon_learning_rate,
-            weight_decay=options.weight_decay,
-            betas=options.betas,
-        )
+        optimizers = make_optimizers(fake, **optimizer_settings(options))
         for parameter in fake.parameters():
             parameter.grad = torch.zeros_like(parameter)
         for optimizer in optimizers:

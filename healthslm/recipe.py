@@ -127,6 +127,12 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
     )
 
 
+def optimizer_settings(options: PretrainOptions) -> dict[str, Any]:
+    """The options that `make_optimizers` takes."""
+    names = ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "weight_decay", "betas")
+    return {name: getattr(options, name) for name in names}
+
+
 def compiles(options: PretrainOptions, device: torch.device) -> bool:
     return device.type == "cuda" if options.compile is None else options.compile
 

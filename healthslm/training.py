@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -38,7 +39,15 @@ from healthslm.models import make_model, open_model, zero_residual_projections
 from healthslm.optimization import make_optimizers, set_learning_rates
 from healthslm.packing import PackedRows
 from healthslm.plan import plan_run
-from healthslm.recipe import PretrainOptions, check_unchanged, compiles, identity, make_schedule, write_recipe
+from healthslm.recipe import (
+    PretrainOptions,
+    check_unchanged,
+    compiles,
+    identity,
+    make_schedule,
+    optimizer_settings,
+    write_recipe,
+)
 from healthslm.schedule import Schedule
 from healthslm.tokens import TOKENIZER_FOLDER, TokenizedSplit
 
@@ -57,7 +66,7 @@ def pretrain(options: PretrainOptions) -> None:
         Stopped: A signal asked for it; there is a checkpoint to resume from.
     """
     # Said outright, because Accelerate would take several processes on the CPU for as many runs of one.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
     is_main = accelerator.is_main_process
     if options.dry_run:
         if is_main:
@@ -82,14 +91,7 @@ def pretrain(options: PretrainOptions) -> None:
     schedule = make_schedule(options, context, accelerator.num_processes)
 
     # Optimizers, and where to begin
-    bare_optimizers = make_optimizers(
-        bare_model,
-        learning_rate=options.learning_rate,
-        embedding_learning_rate=options.embedding_learning_rate,
-        muon_learning_rate=options.muon_learning_rate,
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-    )
+    bare_optimizers = make_optimizers(bare_model, **optimizer_settings(options))
     model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     state = {"tokens": 0, "skipped_in_a_row": 0, "best_bits_per_byte": math.inf, "run": identity(options)}
     if checkpoint is not None:
@@ -102,19 +104,23 @@ def pretrain(options: PretrainOptions) -> None:
     fit_attention(bare_model, accelerator.device, compiled)
     network = torch.compile(model, dynamic=False) if compiled else model
 
+    accelerator.wait_for_everyone()  # until each has seen whether the run exists
     if is_main:
         remove_partials(options.output)
         remove_partials(checkpoints)
         write_recipe(options, options.output)
         metrics = RunMetrics(options.output, first_update)
     bar = progress_bar(state["tokens"], schedule.tokens_before(len(schedule)), visible=is_main)
-    bar.write(description(accelerator, bare_model, rows, schedule, first_update))
+    if is_main:
+        bar.write(description(accelerator, bare_model, rows, schedule, first_update))
 
     def evaluate(update: int) -> None:
         """Score the model on validation documents, and keep it if it is the best so far."""
         documents = [validation.document(i) for i in range(min(options.evaluation_documents, len(validation)))]
         with bf16_autocast(accelerator.device):
             score = score_documents(bare_model, documents, validation.document_bytes[: len(documents)], context=context)
+        broadcast_object_list(found := [score])  # of one mind, where rounding differs from device to device
+        score = found[0]
         is_best = score.bits_per_byte < state["best_bits_per_byte"]
         state["best_bits_per_byte"] = min(score.bits_per_byte, state["best_bits_per_byte"])
         weights = gather_weights(bare_model) if is_best else {}

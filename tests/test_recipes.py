@@ -1,16 +1,25 @@
 """Every recipe: its options are known, and its network has the size that its name promises."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from command_line import parse
-from healthslm.models import make_model
+from healthslm.metrics import read_metrics
+from healthslm.models import make_model, open_model
 from healthslm.recipe import PretrainOptions, make_schedule
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
-PARAMETERS = {"healthslm-15m": 15_276_288, "lightbrain-tiny": 29_995_392}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+PARAMETERS = {
+    "healthslm-15m": 15_276_288,
+    "healthslm-55m": 54_776_448,
+    "healthslm-135m": 135_255_744,
+    "healthslm-350m": 345_355_200,
+    "lightbrain-tiny": 29_995_392,
+}
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
@@ -28,6 +37,33 @@ def test_a_recipe_is_read_and_its_batches_come_out_even(recipe):
     assert options.warmup_tokens < options.max_tokens / 2
 
 
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if name.startswith("healthslm-")])
+def test_a_size_in_a_name_is_the_network_s_within_two_percent(name):
+    millions = int(name.removeprefix("healthslm-").removesuffix("m"))
+    options = parse(PretrainOptions, ["--recipe", str(CONFIGS / f"{name}.yaml")])
+    with torch.device("meta"):
+        model = make_model(options.model)
+    assert model.num_parameters() == PARAMETERS[name]
+    assert model.num_parameters() == pytest.approx(millions * 1e6, rel=0.02)
+    assert model.config.tie_word_embeddings and model.config.head_dim == 64 and model.config.vocab_size == 32_000
+
+
 def test_paths_of_a_recipe_are_relative_to_it(recipe):
     options = parse(PretrainOptions, ["--recipe", str(recipe)])
     assert options.tokens.resolve().is_relative_to(recipe.parents[1])
+
+
+@pytest.mark.slow
+def test_a_larger_recipe_trains(sample_folders, run_script, tmp_path):
+    """A few updates of few tokens, for which the sample's tokenizer of 512 entries serves as well."""
+    run = tmp_path / "run"
+    done = run_script(
+        "pretrain", "--recipe", CONFIGS / "healthslm-55m.yaml", "--tokens", sample_folders.tokens, "--output", run,
+        "--max-tokens", 6 * 256, "--context", 64, "--batch-tokens", 256, "--micro-batch-rows", 2,
+        "--warmup-tokens", 512, "--evaluation-documents", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [record["loss"] for record in read_metrics(run) if "loss" in record]
+    assert losses[0] == pytest.approx(math.log(32_000), abs=0.3)  # all tokens of the vocabulary alike
+    assert len(losses) == 6 and losses[-1] < losses[0] - 1
+    assert open_model(run / "checkpoints/step-6").num_parameters() == PARAMETERS["healthslm-55m"]

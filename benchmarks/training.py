@@ -1,0 +1,385 @@
+"""How fast our training loop is, and what memory it takes, beside Hugging Face's Trainer and two plain PyTorch loops:
+
+    python benchmarks/training.py --tokens tokens
+
+All four train the same network from the same weights on the same rows of packed documents, on one GPU or else on the
+CPU, with AdamW, matrix products in bf16 and weights in fp32:
+
+    ours      the loop of scripts/pretrain.py: per-document attention and a loss in chunks, compiled where it is
+    Trainer   transformers.Trainer on LlamaForCausalLM, with nothing logged, saved or evaluated
+    compiled  a plain loop over LlamaForCausalLM, with torch.compile, which needs a C++ compiler on a CPU
+    eager     the same without
+
+To the three others a row is `input_ids`, `labels` and `position_ids` that restart with every document. By these Llama
+masks the documents from one another, as it uses no cache, which is Trainer's default too. Llama shifts labels within
+the row and so learns from one token fewer of each row; beyond that the losses must agree. A step is one micro-batch and
+an update. Each contender runs in a process of its own, all in turn in every round, and the table is in Markdown:
+
+    tokens/s            median over the rounds, and the slowest and fastest one, the first step left out
+    of the peak         floating-point operations a second, over those of the machine's best matrix product in bf16
+    memory              the most held at once above imports and weights: gradients, AdamW's moments, activations
+    first step          seconds, the longest of all rounds: with a cold cache, so that compilation is in it
+"""
+
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from command_line import run  # noqa: E402
+from healthslm.errors import UserError  # noqa: E402
+from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention  # noqa: E402
+from healthslm.models import make_model  # noqa: E402
+from healthslm.optimization import make_optimizers, set_learning_rates  # noqa: E402
+from healthslm.packing import PackedRows  # noqa: E402
+from healthslm.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
+from healthslm.tokens import TokenizedSplit  # noqa: E402
+
+Result = TypeVar("Result")
+
+RECIPE = PretrainOptions(model="", tokens=Path(), output=Path(), max_tokens=0)
+"""Where all contenders have learning rate, betas, weight decay and clipping from: the defaults of pretraining."""
+
+SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
+)  # fmt: skip
+"""What makes a Llama the same network."""
+
+
+@dataclass
+class BenchmarkOptions:
+    """Options of `benchmark`."""
+
+    tokens: Path | None = None
+    """Folder of a tokenised corpus; without one, random tokens in documents as long as PubMed's."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What differs from the released network: {"num_hidden_layers": 2}."""
+    rows: int = 8
+    """Rows of a step."""
+    context: int = 1_024
+    """Tokens of a row."""
+    steps: int = 4
+    """Steps of a round that are timed, after a first one that is not."""
+    rounds: int = 3
+    """How often each contender runs."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one contender took in one round."""
+
+    tokens_per_second: float
+    first_step_seconds: float
+    memory: int
+    """Bytes."""
+    loss: float
+    """Mean over all steps."""
+
+
+class RandomDocuments:
+    """Stands in for a `TokenizedSplit`: random tokens, in documents whose lengths are spread as those of PubMed are."""
+
+    separator_id = 0
+
+    def __init__(self, num_tokens: int, vocab_size: int):
+        chance = np.random.default_rng(0)
+        self.num_tokens, self.vocab_size = num_tokens, vocab_size
+        self.tokens = chance.integers(1, vocab_size, num_tokens)
+        # Mean and deviation of the logarithm of the lengths, as a corpus of 137,561 documents has them.
+        starts = np.exp(chance.normal(5.79, 0.66, num_tokens)).astype(np.int64).cumsum()
+        self.tokens[starts[starts < num_tokens]] = self.separator_id
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        return self.tokens[start : start + length]
+
+
+class Meter:
+    """Takes a contender's time and memory, between `begin` and as many calls of `step_done` as there are steps."""
+
+    def __init__(self, options: BenchmarkOptions):
+        self.options = options
+
+    def begin(self) -> None:
+        """Model and data are at hand."""
+        self.before = torch.cuda.memory_allocated() if on_gpu() else psutil.Process().memory_info().rss
+        self.marks = [time.perf_counter()]
+
+    def step_done(self) -> None:
+        # A GPU is waited for at the two ends of what is timed alone.
+        if on_gpu() and len(self.marks) in (1, self.options.steps + 1):
+            torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+
+    def measurement(self, loss: float) -> Measurement:
+        started, first, *_, last = self.marks
+        tokens = self.options.steps * self.options.rows * self.options.context
+        most = (
+            torch.cuda.max_memory_allocated() if on_gpu() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        return Measurement(tokens / (last - first), first - started, most - self.before, loss)
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def our_network(options: BenchmarkOptions) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return make_model({"model_type": "healthslm"} | options.model)
+
+
+def llama(options: BenchmarkOptions) -> LlamaForCausalLM:
+    """The same network with the same weights."""
+    ours = our_network(options)
+    model = LlamaForCausalLM(LlamaConfig(**{name: getattr(ours.config, name) for name in SHAPE}))
+    model.load_state_dict(ours.state_dict())
+    return model
+
+
+def packed_rows(options: BenchmarkOptions, vocab_size: int) -> PackedRows:
+    if options.tokens is None:
+        tokens = (options.steps + 1) * options.rows * options.context + 1
+        return PackedRows(RandomDocuments(tokens, vocab_size), options.context, seed=0)
+    split = TokenizedSplit(options.tokens, "train")
+    if split.vocab_size > vocab_size:
+        raise UserError(f"{options.tokens}: tokens of {split.vocab_size} entries, the model has only {vocab_size}")
+    return PackedRows(split, options.context, seed=0)
+
+
+def step_positions(options: BenchmarkOptions, step: int) -> range:
+    return range(step * options.rows, (step + 1) * options.rows)
+
+
+def llama_batch(options: BenchmarkOptions, rows: PackedRows, step: int) -> dict[str, torch.Tensor]:
+    """The rows of a step as one gives them to Transformers: (rows, context) each, labels not yet shifted."""
+    batch = {name: torch.from_numpy(array) for name, array in rows.batch(step_positions(options, step)).items()}
+    return batch | {"labels": batch["input_ids"]}
+
+
+def train_ours(options: BenchmarkOptions, meter: Meter) -> float:
+    """The update of `healthslm.training.pretrain`. Returns the mean loss, as the others do."""
+    accelerator = Accelerator(cpu=not on_gpu())
+    bare_model = our_network(options)
+    bare_optimizers = make_optimizers(bare_model, **optimizer_settings(RECIPE))
+    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
+    compiled = compiles(RECIPE, accelerator.device)
+    fit_attention(bare_model, accelerator.device, compiled)
+    network = torch.compile(model, dynamic=False) if compiled else model
+    rows = packed_rows(options, bare_model.config.vocab_size)
+    set_learning_rates(bare_optimizers, 1.0)
+
+    losses = []
+    meter.begin()
+    for step in range(options.steps + 1):
+        loss = accumulate_gradients(accelerator, network, rows, step_positions(options, step), options.rows)
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
+        loss, grad_norm, _ = agree(accelerator, loss, grad_norm, stopping=False)
+        for optimizer in optimizers:
+            optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        losses.append(loss)
+        meter.step_done()
+    return statistics.fmean(losses)
+
+
+def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:
+    class Steps(TrainerCallback):
+        def on_train_begin(self, *_, **__) -> None:
+            meter.begin()
+
+        def on_step_end(self, *_, **__) -> None:
+            meter.step_done()
+
+    model = llama(options)
+    rows = packed_rows(options, model.config.vocab_size)
+    batches = [llama_batch(options, rows, step) for step in range(options.steps + 1)]
+    dataset = [{name: batch[name][row] for name in batch} for batch in batches for row in range(options.rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=options.steps + 1,
+            per_device_train_batch_size=options.rows,
+            train_sampling_strategy="sequential",
+            bf16=True,
+            use_cpu=not on_gpu(),
+            optim="adamw_torch_fused",
+            learning_rate=RECIPE.learning_rate,
+            lr_scheduler_type="constant",
+            adam_beta1=RECIPE.betas[0],
+            adam_beta2=RECIPE.betas[1],
+            weight_decay=RECIPE.weight_decay,
+            max_grad_norm=RECIPE.max_grad_norm,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=dataset, callbacks=[Steps()])
+        trainer.remove_callback(PrinterCallback)
+        return trainer.train().training_loss
+
+
+def train_plainly(options: BenchmarkOptions, meter: Meter, compiled: bool) -> float:
+    device = torch.device("cuda" if on_gpu() else "cpu")
+    model = llama(options).to(device)
+    network = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), RECIPE.learning_rate, RECIPE.betas, weight_decay=RECIPE.weight_decay, fused=True
+    )
+    rows = packed_rows(options, model.config.vocab_size)
+
+    total = torch.zeros((), device=device)
+    meter.begin()
+    for step in range(options.steps + 1):
+        batch = llama_batch(options, rows, step)
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = network(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        total += loss.detach()
+        meter.step_done()
+    return (total / (options.steps + 1)).item()
+
+
+CONTENDERS: dict[str, Callable[[BenchmarkOptions, Meter], float]] = {
+    "ours": train_ours,
+    "Trainer": train_by_trainer,
+    "compiled": partial(train_plainly, compiled=True),
+    "eager": partial(train_plainly, compiled=False),
+}
+
+
+def measure(name: str, options: BenchmarkOptions) -> Measurement:
+    meter = Meter(options)
+    return meter.measurement(CONTENDERS[name](options, meter))
+
+
+def matrix_peak() -> float:
+    """Floating-point operations a second of a large matrix product in bf16: the best of ten."""
+    size, device = (8192, "cuda") if on_gpu() else (4096, "cpu")
+    left, right = torch.randn(2, size, size, dtype=torch.bfloat16, device=device)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        left @ right
+        if on_gpu():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
+    """Floating-point operations of a token, forward and backward, and in words what is measured and how they add up."""
+    model = our_network(options)
+    config = model.config
+    rows = packed_rows(options, config.vocab_size)
+    batches = [rows.batch(step_positions(options, step)) for step in range(options.steps + 1)]
+    keys = np.mean([batch["position_ids"] for batch in batches]) + 1
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
+    if not config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel()
+    width = config.num_attention_heads * config.head_dim
+    operations = 6 * weights + 12 * config.num_hidden_layers * width * keys
+    place = torch.cuda.get_device_name() if on_gpu() else f"CPU with {torch.get_num_threads()} threads"
+    return operations, (
+        f"{model.num_parameters():,} parameters, {options.rows} x {options.context:,} tokens a step of "
+        f"{'random documents' if options.tokens is None else 'the corpus'}, on {place}; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}. A token takes {operations / 1e6:.1f} MFLOP: 6 x {weights:,} weights "
+        f"of matrices, the output projection's included, and 12 x {config.num_hidden_layers} layers x {width} x "
+        f"{keys:.1f} positions of its document that it attends to. The best matrix product in bf16 reaches "
+        f"{peak / 1e12:.3f} TFLOP/s."
+    )
+
+
+def alone(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call the function in a new process, so that the memory it takes is its own."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("a contender's process was killed, for want of memory? Give fewer --rows") from error
+
+
+def benchmark(options: BenchmarkOptions) -> None:
+    """Measure all contenders and print the table.
+
+    Raises:
+        UserError: A number is less than one, the corpus does not fit the model, the machine does not compute in bf16,
+            or a contender's process was killed.
+    """
+    for name in ("rows", "context", "steps", "rounds"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    # Trainer would share the rows out among all the GPUs it sees.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    if not bf16_autocast(torch.device("cuda" if on_gpu() else "cpu"))._enabled:
+        raise UserError("this machine does not compute in bf16: there is nothing to compare")
+    rounds: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
+    peak = 0.0
+    with tempfile.TemporaryDirectory() as cache, tqdm(total=options.rounds * len(CONTENDERS)) as bar:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for _ in range(options.rounds):
+            peak = max(peak, alone(matrix_peak))
+            for name in CONTENDERS:
+                bar.set_postfix_str(name)
+                rounds[name].append(alone(measure, name, options))
+                bar.update()
+    operations, description = describe(options, peak)
+    print(description + "\n")
+    print(table(rounds, operations, peak))
+
+
+def table(rounds: dict[str, list[Measurement]], operations: float, peak: float) -> str:
+    speeds = {name: [measured.tokens_per_second for measured in of_name] for name, of_name in rounds.items()}
+    medians = {name: statistics.median(of_name) for name, of_name in speeds.items()}
+    memory = {name: max(measured.memory for measured in of_name) for name, of_name in rounds.items()}
+    lines = [
+        "| | tokens/s | slowest to fastest round | to Trainer's | of the peak | memory, GiB | to Trainer's | "
+        "first step, s | loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, of_name in rounds.items():
+        lines.append(
+            f"| {name} | {medians[name]:,.0f} | {min(speeds[name]):,.0f} to {max(speeds[name]):,.0f} | "
+            f"{medians[name] / medians['Trainer']:.2f} | {medians[name] * operations / peak:.1%} | "
+            f"{memory[name] / 2**30:.2f} | {memory[name] / memory['Trainer']:.2f} | "
+            f"{max(measured.first_step_seconds for measured in of_name):.1f} | {of_name[0].loss:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(benchmark, BenchmarkOptions)
