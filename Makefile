@@ -10,7 +10,7 @@ FLOOR := build/floor
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full fuzz lint format clean
+.PHONY: help demo test test-full fuzz soak lint format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -27,6 +27,9 @@ test-full: $(INSTALLED) $(FLOOR)/installed  ## the tests with the oldest Transfo
 
 fuzz: $(INSTALLED)  ## read 20,000 mutated PubMed files: none may crash, hang or lose a record in silence
 	$(BIN)/python tests/fuzz_pubmed.py --files 20000
+
+soak: $(INSTALLED)  ## kill a training run at 20 random moments and compare its weights
+	$(BIN)/python tests/soak.py --kills 20
 
 lint: $(INSTALLED)  ## what ruff says of the code and its format
 	$(BIN)/ruff check .

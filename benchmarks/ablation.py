@@ -5,7 +5,8 @@
 The grid is a YAML file: `common`, options of pretraining that all runs share, and `variants`, a name for each set of
 options that differ from them. A list of `seeds` in a variant trains it once with each. Every run is an ordinary run
 folder, trained by scripts/pretrain.py in a process of its own; one that is finished is not trained again, one that was
-stopped goes on. The table is printed and written as table.md, the results as results.json.
+stopped goes on. The table is printed and written as table.md, the results as results.json, and the validation curves of
+the variants that were evaluated on their way as curves.png.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -52,6 +54,7 @@ def ablate(options: AblationOptions) -> None:
                 train(options, f"{name}-{seed}", grid["common"] | changes | {"seed": seed})
             tabulate(options, grid)
     tabulate(options, grid)
+    draw(options, grid)
     print((options.output / "table.md").read_text(encoding="utf-8"))
 
 
@@ -115,6 +118,23 @@ def tabulate(options: AblationOptions, grid: dict[str, Any]) -> None:
     write_json(options.output / "results.json", results)
     with replacing(options.output / "table.md") as new:
         new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def draw(options: AblationOptions, grid: dict[str, Any]) -> None:
+    """Draw bits per byte over tokens of the variants that have more evaluations than that of the start and the end."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens", ylabel="validation, bits per byte", xscale="log")
+    for name, changes in grid["variants"].items():
+        for seed in changes.get("seeds", [0]):
+            found = [r for r in read_metrics(options.output / f"{name}-{seed}") if "validation_bits_per_byte" in r]
+            later = found[1:]
+            if len(later) > 1:
+                tokens, bits = ([record[key] for record in later] for key in ("tokens", "validation_bits_per_byte"))
+                axes.plot(tokens, bits, marker="o", markersize=3, label=f"{name}, seed {seed}")
+    if axes.lines:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        with replacing(options.output / "curves.png") as new:
+            figure.savefig(new, dpi=120, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -103,6 +103,9 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
     Raises:
         UserError: They do not, or the numbers do not fit one another.
     """
+    for name in ("micro_batch_rows", "evaluate_every", "save_every", "keep_checkpoints"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(options, name)}")
     step = context * options.micro_batch_rows * processes
     for name in ("batch_tokens", "initial_batch_tokens"):
         tokens = getattr(options, name)
@@ -165,4 +168,6 @@ def write_recipe(options: PretrainOptions, run: Path) -> None:
 
 def _plain(options: PretrainOptions) -> dict[str, Any]:
     values = dataclasses.asdict(options) | {"betas": list(options.betas)}
+    if isinstance(options.model, str) and Path(options.model).is_dir():
+        values["model"] = Path(options.model)  # which means the same from wherever the run is gone on with
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}

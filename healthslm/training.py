@@ -11,6 +11,8 @@ every so many of them. A run is a folder:
 
 import logging
 import math
+import os
+import shlex
 import time
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from healthslm.files import remove_partials, replacing
 from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention, seed_dropout
 from healthslm.interruption import StopSignals
 from healthslm.metrics import RunMetrics, is_spike
-from healthslm.models import make_model, open_model, zero_residual_projections
+from healthslm.models import REPOSITORY, make_model, open_model, zero_residual_projections
 from healthslm.optimization import make_optimizers, set_learning_rates
 from healthslm.packing import PackedRows
 from healthslm.plan import plan_run
@@ -73,9 +75,12 @@ def pretrain(options: PretrainOptions) -> None:
             print(plan_run(options, accelerator.num_processes, accelerator.device))
         return
     checkpoints = options.output / "checkpoints"
-    checkpoint = newest_checkpoint(checkpoints) if options.resume else None
-    if checkpoint is None and options.output.exists():
+    if options.output.exists() and not options.resume:
         raise UserError(f"{options.output}: this run exists; go on with it by --resume, or name another --output")
+    if options.resume and not options.output.exists():
+        raise UserError(f"{options.output}: no run to resume")
+    # A run that was killed before its first checkpoint begins again.
+    checkpoint = newest_checkpoint(checkpoints) if list_checkpoints(checkpoints) else None
 
     # Data and model
     train = TokenizedSplit(options.tokens, "train")
@@ -109,7 +114,7 @@ def pretrain(options: PretrainOptions) -> None:
         remove_partials(options.output)
         remove_partials(checkpoints)
         write_recipe(options, options.output)
-        metrics = RunMetrics(options.output, first_update)
+        metrics = RunMetrics(options.output, -1 if checkpoint is None else first_update)
     bar = progress_bar(state["tokens"], schedule.tokens_before(len(schedule)), visible=is_main)
     if is_main:
         bar.write(description(accelerator, bare_model, rows, schedule, first_update))
@@ -122,7 +127,8 @@ def pretrain(options: PretrainOptions) -> None:
         broadcast_object_list(found := [score])  # of one mind, where rounding differs from device to device
         score = found[0]
         is_best = score.bits_per_byte < state["best_bits_per_byte"]
-        state["best_bits_per_byte"] = min(score.bits_per_byte, state["best_bits_per_byte"])
+        if is_best:
+            state["best_bits_per_byte"] = score.bits_per_byte
         weights = gather_weights(bare_model) if is_best else {}
         if not is_main:
             return
@@ -189,6 +195,7 @@ def pretrain(options: PretrainOptions) -> None:
                         bar.write(f"update {update + 1}: the loss leaps to {loss:.3f} in {place}")
                     metrics.write({"update": update + 1, "tokens": state["tokens"], **figures})
             if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+                bar.close()
                 raise UserError(not_finite(checkpoints, state["skipped_in_a_row"]))
             if due(update + 1, options.evaluate_every, len(schedule)):
                 evaluate(update + 1)
@@ -229,15 +236,16 @@ def fit_to_tokenizer(model: PreTrainedModel, train: TokenizedSplit, tokenizer_fo
 
 def not_finite(checkpoints: Path, skipped: int) -> str:
     """Say that a run gives up, and what there is to go on from."""
-    saved = list_checkpoints(checkpoints)
+    saved = newest_checkpoint(checkpoints) if list_checkpoints(checkpoints) else "none"
     return (
         f"the loss or gradient of {skipped} updates in a row was not finite; none of them changed the weights, and the "
-        f"last good checkpoint is {saved[-1] if saved else 'none'}: lower the learning rate, or look at the text there"
+        f"last good checkpoint is {saved}: lower the learning rate, or look at the text there"
     )
 
 
 def resume_command(options: PretrainOptions) -> str:
-    return f"go on by: python scripts/pretrain.py --recipe {options.output / 'config.yaml'} --resume"
+    script = os.path.relpath(REPOSITORY / "scripts/pretrain.py")
+    return "go on by: " + shlex.join(["python", script, "--recipe", str(options.output / "config.yaml"), "--resume"])
 
 
 def progress_bar(tokens: int, max_tokens: int, visible: bool) -> tqdm:

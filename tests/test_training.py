@@ -218,7 +218,8 @@ def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
         ({"model": "no/such/folder/or/name"}, "no/such/folder/or/name"),
         ({"batch_tokens": 500}, "no multiple of 256.*256 is"),
         ({"tokens": Path("no-such-folder")}, "no-such-folder"),
-        ({"resume": True}, "no checkpoint"),
+        ({"resume": True}, "no run to resume"),
+        ({"save_every": 0}, "save_every must be at least 1, not 0"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
@@ -226,6 +227,15 @@ def test_a_mistake_is_named_before_anything_is_written(options, tmp_path, change
     with pytest.raises((UserError, FileNotFoundError), match=message):
         pretrain(options(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_no_checkpoint_yet_begins_again(finished_run, options, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "checkpoints")
+    pretrain(options(run, resume=True))
+    assert weights(run / "checkpoints/step-8") == weights(finished_run / "checkpoints/step-8")
+    assert [r["update"] for r in read_metrics(run) if "loss" in r] == list(range(1, UPDATES + 1))
 
 
 def test_a_run_is_not_overwritten(finished_run, options):

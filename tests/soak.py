@@ -1,0 +1,262 @@
+"""Kill training runs at random moments, and compare what they end with to runs that never stopped.
+
+    python tests/soak.py --kills 20
+
+In fp32 and, where the machine computes in it, in bf16, with one process and with two: a small run on the embedded
+sample is killed by SIGKILL again and again, each time resumed, and must end with the same bytes of weights, optimizers
+and all else in its checkpoints and in `best`, and with the same metrics but for the speed. The moments are spread over
+the whole run: some at any time, some while a checkpoint or the best model is being written, some during the start. The
+same seed chooses the same moments, which a machine meets as exactly as its speed allows. A difference makes the exit
+status 1.
+
+A run is forked from this program, which has already imported all that takes seconds, and then does what
+`scripts/pretrain.py` does; two processes find each other as those of torchrun do.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import conftest  # noqa: F401  the environment that all tests share, before Transformers reads it
+import torch
+import yaml
+from pipeline_folders import TINY_MODEL, make_folders
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import command_line
+from healthslm.checkpoint import find_damage, list_checkpoints
+from healthslm.gradients import bf16_autocast
+from healthslm.metrics import read_metrics
+from healthslm.recipe import PretrainOptions
+from healthslm.training import pretrain
+
+UPDATES = 24
+RECIPE = {
+    "model": TINY_MODEL, "max_tokens": UPDATES * 512, "batch_tokens": 512, "micro_batch_rows": 4, "learning_rate": 3e-3,
+    "muon_learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 3, "evaluation_documents": 3, "save_every": 2,
+}  # fmt: skip
+MAX_SECONDS = 600
+MOMENTS = {"start": (1, 1.0), "an update": (4, 0.3), "opening a checkpoint": (3, 0.1), "opening best": (2, 0.1)}
+"""What a moment may follow: how often, and by at most how many seconds."""
+OPENED = {"opening a checkpoint": ".step-", "opening best": ".best."}
+
+fork = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Setting:
+    precision: str
+    processes: int
+
+    def __str__(self) -> str:
+        return f"{self.precision}, {self.processes} process{'es' if self.processes > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after something that happens in the run once it has done an update."""
+
+    after: str
+    update: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.3f} s after {self.after}"
+
+
+def choose_moments(rng: random.Random, kills: int) -> Iterator[Moment]:
+    """Moments in the order of the run, an equal part of it for each."""
+    for kill in range(kills):
+        (after,) = rng.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])
+        update = int((kill + rng.random()) / kills * UPDATES)
+        yield Moment(after, update, rng.uniform(0, MOMENTS[after][1]))
+
+
+# One run
+
+
+class Run:
+    """A run folder, and the processes that train in it."""
+
+    def __init__(self, setting: Setting, tokens: Path, folder: Path):
+        self.setting, self.folder = setting, folder
+        self.checkpoints = folder / "checkpoints"
+        self.log, self.recipe = folder.with_suffix(".log"), folder.with_suffix(".yaml")
+        self.recipe.write_text(yaml.safe_dump(RECIPE | {"tokens": str(tokens), "output": str(folder)}))
+        self.processes: list[multiprocessing.Process] = []
+
+    def start(self) -> None:
+        """Start the run, or go on with it."""
+        self.started_with = self._metrics_number()
+        arguments = ["--recipe", str(self.recipe), "--resume", str(self.folder.exists()).lower()]
+        port = free_port()
+        self.processes = [
+            fork.Process(target=train, args=(arguments, self.setting, rank, port, self.log), daemon=True)
+            for rank in range(self.setting.processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds or the run has ended, as it should."""
+        end = time.monotonic() + MAX_SECONDS
+        while self.is_alive and not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited in vain, see {self.log}")
+            time.sleep(0.001)
+        if self.processes[0].exitcode:
+            sys.exit(f"{self.setting}: exit code {self.processes[0].exitcode}\n{self.log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def finish(self) -> None:
+        self.start()
+        self.wait(lambda: False)
+        self.kill()
+
+    def is_at(self, moment: Moment) -> bool:
+        if moment.after == "start":
+            return True
+        if self._metrics_number() == self.started_with or self.update < moment.update:
+            return False
+        return moment.after not in OPENED or any(n.startswith(OPENED[moment.after]) for n in self.half_written)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.processes[0].is_alive()
+
+    @property
+    def update(self) -> int:
+        """The last update that the metrics tell of."""
+        return max((record["update"] for record in read_metrics(self.folder)), default=0)
+
+    @property
+    def half_written(self) -> list[str]:
+        return [path.name for folder in (self.folder, self.checkpoints) for path in folder.glob(".*.partial-*")]
+
+    def _metrics_number(self) -> int | None:
+        """The file's number, which is another one as soon as a run that is resumed has cut it to its checkpoint."""
+        path = self.folder / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else None
+
+
+def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Path) -> None:
+    """What a process of the run does, with these arguments of scripts/pretrain.py."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    if setting.precision == "fp32":
+        torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+    if setting.processes > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setting.processes),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    sys.modules["matplotlib"] = None  # as if it were not installed: its curves would take half of a run's time
+    sys.argv[1:] = arguments
+    command_line.run(pretrain, PretrainOptions)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+# What runs leave
+
+
+def differences(whole: Run, killed: Run) -> list[str]:
+    found = []
+    for folder in ("best", *(f"checkpoints/{path.name}" for path in list_checkpoints(whole.checkpoints))):
+        contents = [
+            {path.name: path.read_bytes() for path in (run.folder / folder).glob("*")} for run in (whole, killed)
+        ]
+        names = contents[0].keys() | contents[1].keys()
+        found += [f"{folder}/{name}" for name in sorted(names) if contents[0].get(name) != contents[1].get(name)]
+    if metrics(whole) != metrics(killed):
+        found.append("metrics.jsonl")
+    return found + killed.half_written
+
+
+def metrics(run: Run) -> list[dict]:
+    return [
+        {name: value for name, value in record.items() if name != "tokens_per_second"}
+        for record in read_metrics(run.folder)
+    ]
+
+
+def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) -> bool:
+    """Whether a run that is killed so many times ends as one that never is."""
+    whole, killed = (
+        Run(setting, tokens, folder / f"{setting} {name}".replace(", ", " ")) for name in ("whole", "killed")
+    )
+    whole.finish()
+    hits: Counter[str] = Counter()
+    for number, moment in enumerate(choose_moments(random.Random(f"{seed} {setting}"), kills), start=1):
+        before = killed.half_written
+        killed.start()
+        killed.wait(lambda moment=moment: killed.is_at(moment))
+        time.sleep(moment.seconds)
+        was_alive = killed.is_alive
+        killed.kill()
+        half_written = [name for name in killed.half_written if name not in before]
+        hits["in all"] += was_alive
+        hits.update(f"while {name.split('.')[1].split('-')[0]} was written" for name in half_written)
+        saved = list_checkpoints(killed.checkpoints)
+        newest = saved[-1].name if saved else "no checkpoint"
+        place = f"update {killed.update}, {newest}, {', '.join(half_written) or 'nothing half-written'}"
+        print(f"{setting}: kill {number}, {moment}{'' if was_alive else ' (it had ended)'}: {place}", flush=True)
+        if saved and (damage := find_damage(saved[-1])):
+            print(f"{setting}: DIFFERENCE: {saved[-1].name} is damaged: {damage}")
+            return False
+    killed.finish()
+    found = differences(whole, killed)
+    kills_told = ", ".join(f"{count} {name}" for name, count in hits.items())
+    print(
+        f"{setting}: kills: {kills_told}; {'DIFFERENCE: ' + ', '.join(found) if found else 'the same bytes'}",
+        flush=True,
+    )
+    return not found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--tokens", type=Path, help="a tokenised corpus; by default it is made of the embedded sample")
+    options = parser.parse_args()
+    if "bf16" in options.precisions and not bf16_autocast(torch.device("cpu"))._enabled:
+        print("bf16: left out, this machine would only imitate it")
+        options.precisions.remove("bf16")
+
+    with tempfile.TemporaryDirectory(prefix="healthslm-soak-") as folder:
+        tokens = options.tokens
+        if tokens is None:
+            maker = fork.Process(target=make_folders, args=(Path(folder) / "sample",))
+            maker.start()
+            maker.join()
+            tokens = Path(folder) / "sample" / "tokens"
+        settings = [Setting(precision, count) for count in options.processes for precision in options.precisions]
+        same = [soak(setting, tokens, Path(folder), options.kills, options.seed) for setting in settings]
+    sys.exit(0 if all(same) else 1)
+
+
+if __name__ == "__main__":
+    main()

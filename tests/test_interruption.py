@@ -1,0 +1,215 @@
+"""Runs that are told to stop, and runs that are killed: what they leave, and that they go on to the same bytes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from pipeline_folders import TINY_MODEL
+
+from healthslm.checkpoint import find_damage, list_checkpoints
+from healthslm.interruption import StopSignals
+from healthslm.metrics import read_metrics
+from healthslm.recipe import PretrainOptions
+from healthslm.training import pretrain
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOAK = REPOSITORY / "tests" / "soak.py"
+UPDATES = 150
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_first_signal_is_noted_and_work_goes_on(number, capfd):
+    with StopSignals() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received is number
+    assert f"{number.name}: finishing this update" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_sigint_after_it_interrupts(first):
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_sigterm_after_it_changes_nothing(first, capfd):
+    """A scheduler sends one to all processes, and torchrun, which has got it too, another one to those it started."""
+    with StopSignals() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received is first
+    assert capfd.readouterr().err.count("finishing this update") == 1
+
+
+def test_signals_mean_afterwards_what_they_meant_before():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopSignals():
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# Runs that are told to stop
+
+
+@pytest.fixture(scope="module")
+def recipe(sample_folders) -> dict:
+    return {
+        "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": UPDATES * 256, "batch_tokens": 256,
+        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 60, "evaluation_documents": 3,
+        "save_every": 1000,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """A run that never stopped."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(PretrainOptions(output=run, **recipe))
+    return run
+
+
+class Training:
+    """scripts/pretrain.py in a process of its own, perhaps below a launcher."""
+
+    def __init__(self, output: Path, recipe: dict, launcher: tuple[str, ...] = (), **changes: object):
+        self.output = output
+        options = recipe | changes | {"model": json.dumps(TINY_MODEL), "output": output}
+        arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        self.stderr_file = output.with_suffix(".stderr")
+        with self.stderr_file.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, "scripts/pretrain.py", *arguments],
+                cwd=REPOSITORY,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(60_000):
+            if condition():
+                return
+            assert self.process.poll() is None, self.stderr
+            time.sleep(0.002)
+        raise AssertionError("waited in vain")
+
+    def wait_for_update(self, update: int) -> None:
+        self.wait_until(lambda: any(record["update"] >= update for record in read_metrics(self.output)))
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_file.read_text()
+
+
+def assert_that_it_stopped_with_a_checkpoint(training: Training) -> int:
+    """Return the update after which it did."""
+    (folder,) = list_checkpoints(training.output / "checkpoints")
+    assert find_damage(folder) is None
+    update = read_metrics(training.output)[-1]["update"]
+    assert folder.name == f"step-{update}"
+    assert 1 <= update < UPDATES
+    assert f"stopped after update {update}; go on by: " in training.stderr
+    assert not list(training.output.rglob("*.partial-*"))
+    return update
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors", "training_state.json"):
+        path = Path("checkpoints") / f"step-{UPDATES}" / name
+        assert (run / path).read_bytes() == (whole / path).read_bytes(), name
+    assert (run / "best/model.safetensors").read_bytes() == (whole / "best/model.safetensors").read_bytes()
+    assert measured(run) == measured(whole)
+
+
+def measured(run: Path) -> list[dict]:
+    return [{name: value for name, value in r.items() if name != "tokens_per_second"} for r in read_metrics(run)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_to_the_same_bytes(
+    recipe, whole, tmp_path, number
+):
+    training = Training(tmp_path / "run", recipe)
+    training.wait_for_update(3)
+    training.process.send_signal(number)
+    assert training.process.wait() == 75
+    assert_that_it_stopped_with_a_checkpoint(training)
+    message = training.stderr.splitlines()[-1]
+    assert "Traceback" not in training.stderr
+
+    command = re.fullmatch(r"stopped after update \d+; go on by: (.*)", message)[1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is ours
+    done = subprocess.run(
+        command, shell=True, cwd=REPOSITORY, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_end(training.output, whole)
+
+
+def test_a_second_sigint_stops_at_once(recipe, tmp_path):
+    """The second update is of 40,000 rows, one after another: minutes, which nobody waits for."""
+    tokens = 40_000 * 64
+    training = Training(
+        tmp_path / "run", recipe, micro_batch_rows=1, initial_batch_tokens=64, batch_ramp_tokens=64,
+        batch_tokens=tokens, max_tokens=tokens,
+    )  # fmt: skip
+    training.wait_for_update(1)
+    training.process.send_signal(signal.SIGINT)
+    training.wait_until(lambda: "SIGINT: finishing this update; SIGINT stops at once" in training.stderr)
+    training.process.send_signal(signal.SIGINT)
+    assert training.process.wait() == 130
+    assert "interrupted" in training.stderr.splitlines()
+    assert "Traceback" not in training.stderr
+    assert read_metrics(training.output)[-1]["update"] == 1
+    assert not list_checkpoints(training.output / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["torchrun", "all processes", "one process"])
+def test_a_signal_stops_two_processes_after_the_same_update(recipe, whole, tmp_path, to):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    training = Training(tmp_path / "run", recipe | {"micro_batch_rows": 2}, launcher)
+    training.wait_for_update(3)
+    agent = psutil.Process(training.process.pid)
+    workers = [child for child in agent.children() if "pretrain.py" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    for process in {"torchrun": [agent], "all processes": [*workers, agent], "one process": workers[1:]}[to]:
+        process.send_signal(signal.SIGTERM)
+    assert training.process.wait() != 0
+    assert_that_it_stopped_with_a_checkpoint(training)
+
+
+# Runs that are killed
+
+
+def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(sample_folders):
+    done = soak(sample_folders, "--precisions", "fp32", "--processes", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": kill ") == 3 and done.stdout.endswith("the same bytes\n")
+
+
+@pytest.mark.slow
+def test_so_does_one_in_bf16_and_one_of_two_processes(sample_folders):
+    done = soak(sample_folders)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFERENCE" not in done.stdout
