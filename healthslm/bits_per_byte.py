@@ -67,14 +67,14 @@ def windows(lengths: Sequence[int], context: int) -> Iterator[Window]:
 
 
 @torch.no_grad()
-def document_bits(
+def token_bits(
     model: PreTrainedModel,
     documents: Sequence[np.ndarray],
     context: int | None = None,
     batch_tokens: int = 4096,
     progress: bool = False,
-) -> np.ndarray:
-    """The bits that each document costs under the model.
+) -> list[np.ndarray]:
+    """The bits that each token of each document costs under the model.
 
     Args:
         model: Any causal language model; it is left in the mode (training or not) in which it came.
@@ -83,13 +83,13 @@ def document_bits(
         batch_tokens: Tokens of a forward pass, padding included. It changes memory and speed, not the result.
 
     Returns:
-        (documents,), float64.
+        For each document (tokens - 1,), float64: of all its tokens but the separator.
     """
     context = context or model.config.max_position_embeddings
     pieces = sorted(
         windows([len(document) for document in documents], context), key=lambda piece: piece.start - piece.end
     )
-    bits = np.zeros(len(documents))
+    bits = [np.zeros(len(document) - 1) for document in documents]
     was_training = model.training
     model.eval()
     with tqdm(total=len(pieces), desc="evaluating", unit="window", disable=not progress) as bar:
@@ -97,7 +97,8 @@ def document_bits(
             width = pieces[0].end - pieces[0].start
             batch, pieces = pieces[: max(batch_tokens // width, 1)], pieces[max(batch_tokens // width, 1) :]
             for piece, piece_bits in zip(batch, _window_bits(model, documents, batch, width), strict=True):
-                bits[piece.document] += piece_bits
+                scored = slice(piece.first_scored, piece.end - piece.start)
+                bits[piece.document][piece.start : piece.end][scored] = piece_bits[scored]
             bar.update(len(batch))
     model.train(was_training)
     return bits
@@ -105,17 +106,27 @@ def document_bits(
 
 def _window_bits(
     model: PreTrainedModel, documents: Sequence[np.ndarray], batch: list[Window], width: int
-) -> list[float]:
+) -> np.ndarray:
+    """The bits of each target of each window, (windows, width)."""
     # Padding stands on the right, where nothing that is scored can see it: it needs no mask.
     inputs = torch.zeros(len(batch), width, dtype=torch.long)
     targets = torch.full((len(batch), width), -100)
     for row, piece in enumerate(batch):
         tokens = torch.from_numpy(documents[piece.document][piece.start : piece.end + 1].astype(np.int64))
         inputs[row, : len(tokens) - 1] = tokens[:-1]
-        targets[row, piece.first_scored : len(tokens) - 1] = tokens[piece.first_scored + 1 :]
+        targets[row, : len(tokens) - 1] = tokens[1:]
     logits = model(input_ids=inputs.to(model.device), use_cache=False).logits
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.to(logits.device).flatten(), reduction="none")
-    return (nats.view(len(batch), width).double().sum(-1) / math.log(2)).tolist()
+    return (nats.double() / math.log(2)).view(len(batch), width).cpu().numpy()
+
+
+def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **settings: int | bool | None) -> np.ndarray:
+    """The bits that each document costs under the model: the sum of its `token_bits`, whose arguments this takes.
+
+    Returns:
+        (documents,), float64.
+    """
+    return np.array([bits.sum() for bits in token_bits(model, documents, **settings)])
 
 
 def score_documents(

@@ -132,7 +132,7 @@ def list_files(base_url: str) -> dict[int, str]:
 def _list_names(url: str) -> list[str]:
     """The PubMed files that a listing links to: by a bare name, which cannot lead out of the folder."""
     try:
-        page = _with_retries(url, lambda: _get_text(url))
+        page = with_retries(url, lambda: _get_text(url))
     except FetchError as error:
         raise UserError(f"{url}: no listing: {error}") from error
     links = _Links()
@@ -263,7 +263,7 @@ def fetch_file(url: str, path: Path, progress: FileProgress) -> None:
     """
     sidecar = path.with_name(f"{path.name}.md5")
     if not _is_valid(path, sidecar):
-        _with_retries(url, lambda: _fetch_once(url, path, sidecar, progress))
+        with_retries(url, lambda: _fetch_once(url, path, sidecar, progress))
     progress.total = path.stat().st_size
     progress.update(progress.total)
 
@@ -282,7 +282,7 @@ def _fetch_once(url: str, path: Path, sidecar: Path, progress: FileProgress) -> 
     if not path.exists() or pooch.file_hash(path, "md5") != md5:
         progress.reset()
         with replacing(path) as new:
-            _get(url, str(new), progress)
+            get(url, str(new), progress)
             found = pooch.file_hash(new, "md5")
             if found != md5:
                 raise FetchError(f"wrong bytes: their md5 is {found}, the sidecar's {md5}")
@@ -296,7 +296,7 @@ def _read_md5(text: str, name: str) -> str | None:
     return match[1] if match else None
 
 
-def _with_retries(url: str, attempt: Callable[[], Result]) -> Result:
+def with_retries(url: str, attempt: Callable[[], Result]) -> Result:
     for tried in range(1, TRIES):
         try:
             return attempt()
@@ -311,11 +311,11 @@ def _with_retries(url: str, attempt: Callable[[], Result]) -> Result:
 
 def _get_text(url: str) -> str:
     content = io.BytesIO()
-    _get(url, content)
+    get(url, content)
     return content.getvalue().decode("utf-8", "replace")
 
 
-def _get(url: str, output: str | IO[bytes], progress: FileProgress | bool = False) -> None:
+def get(url: str, output: str | IO[bytes], progress: FileProgress | bool = False) -> None:
     """Write what a URL gives to a path or a file; raises FetchError."""
     headers = {"Accept-Encoding": "identity"}  # the bytes as they are stored: those of which the sidecar tells
     download = pooch.HTTPDownloader(progressbar=progress, chunk_size=CHUNK_SIZE, timeout=TIMEOUT, headers=headers)
