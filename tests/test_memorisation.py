@@ -1,0 +1,85 @@
+"""Memorisation: a model that has learnt its text by heart, and matches counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+from networks import random_ids
+from small_model import small_model
+
+from healthslm.intervals import mean, share
+from healthslm.memorisation import choose_openings, continue_greedily, measure_matches
+
+SEPARATOR = 0
+
+
+def documents(count: int, seed: int) -> np.ndarray:
+    return np.concatenate([np.full((count, 1), SEPARATOR), random_ids(count, 100, seed=seed).numpy()], axis=1)
+
+
+def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_no_other():
+    training, held_out = documents(4, seed=1), documents(4, seed=2)
+    model = small_model(max_position_embeddings=128).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batch = torch.from_numpy(training)
+    for _ in range(150):
+        loss = model(batch, labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    of_training, of_held_out = (
+        measure_matches(continue_greedily(model, openings, SEPARATOR, batch_size=3), openings)
+        for openings in (training, held_out)
+    )
+    assert of_training["exact"]["share"] == 1 and of_training["leading_tokens"]["mean"] == 50
+    assert of_training["matching_by_position"] == [1.0] * 50
+    assert of_held_out["exact"]["share"] == 0 and of_held_out["matching_tokens"]["mean"] < 0.2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_continuations_take_the_likeliest_token_each_time_in_any_batch(batch_size):
+    model = small_model(max_position_embeddings=128)
+    with torch.no_grad():
+        model.lm_head.weight[SEPARATOR] *= 1.5  # so that some document ends early
+    openings = documents(5, seed=3)
+    expected = np.full((5, 50), SEPARATOR)
+    for row, opening in enumerate(openings):
+        ids = opening[:51].tolist()
+        for place in range(50):
+            with torch.no_grad():
+                ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+            if ids[-1] == SEPARATOR:
+                break
+            expected[row, place] = ids[-1]
+    np.testing.assert_array_equal(continue_greedily(model, openings, SEPARATOR, batch_size), expected)
+
+
+def test_matches_are_counted_token_by_token():
+    openings = documents(4, seed=4)
+    written = openings[:, 51:].copy()
+    written[1, 10:] = SEPARATOR  # ten tokens match
+    written[2, 0] = SEPARATOR  # all but the first: none before it
+    written[3, [20, 49]] = SEPARATOR
+    result = measure_matches(written, openings)
+    assert result["documents"] == 4
+    assert result["exact"] == share(1, 4)
+    assert result["leading_tokens"] == mean(np.array([50, 10, 0, 20]))
+    assert result["matching_tokens"] == mean(np.array([1, 10 / 50, 49 / 50, 48 / 50]))
+    by_position = result["matching_by_position"]
+    assert len(by_position) == 50
+    assert [by_position[place] for place in (0, 1, 10, 20, 49)] == [3 / 4, 1, 3 / 4, 2 / 4, 2 / 4]
+
+
+def test_openings_are_those_of_documents_that_are_long_enough():
+    long_enough = [1, 3, 4, 7]
+    texts = [np.full(101 + number if number in long_enough else 100, number, dtype=np.uint16) for number in range(8)]
+    openings = choose_openings(texts.__getitem__, len(texts), count=10)
+    assert openings.shape == (4, 101) and openings.dtype == np.int64
+    assert sorted(openings[:, 0]) == long_enough and (openings == openings[:, :1]).all()
+
+
+def test_openings_are_chosen_by_the_seed():
+    texts = [np.full(101, number) for number in range(200)]
+    chosen = [choose_openings(texts.__getitem__, 200, count=20, seed=seed)[:, 0].tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(set(chosen[0])) == 20
