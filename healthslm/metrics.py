@@ -3,10 +3,15 @@
 import importlib.util
 import json
 import statistics
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from healthslm.files import replacing
+
+SPIKE_WINDOW = 100
+"""Updates that a loss is held against."""
 
 
 class RunMetrics:
@@ -21,11 +26,15 @@ class RunMetrics:
         self.records = [record for record in read_metrics(run) if record["update"] <= resumed_update]
         with replacing(self.path) as new:
             new.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        losses = [record["loss"] for record in self.records if "loss" in record]
+        self.recent_losses = deque(losses, maxlen=SPIKE_WINDOW)
         self._board = _tensorboard(run, resumed_update)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a record, which must have an `update`."""
         self.records.append(record)
+        if "loss" in record:
+            self.recent_losses.append(record["loss"])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._board is not None:
@@ -38,21 +47,16 @@ class RunMetrics:
         if importlib.util.find_spec("matplotlib"):
             draw_curve(self.records, self.run / "curve.png")
 
-    @property
-    def losses(self) -> list[float]:
-        """Training losses so far."""
-        return [record["loss"] for record in self.records if "loss" in record]
-
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
-def is_spike(losses: list[float], loss: float, window: int = 100) -> bool:
-    """Whether a loss lies far above those before it: by six standard deviations of the last `window`, when there are
-    as many."""
-    recent = losses[-window:]
-    return len(recent) == window and loss > statistics.fmean(recent) + 6 * statistics.stdev(recent)
+def is_spike(recent_losses: Sequence[float], loss: float) -> bool:
+    """Whether a loss lies six standard deviations above the mean of those before it, once there are enough of them."""
+    if len(recent_losses) < SPIKE_WINDOW:
+        return False
+    return loss > statistics.fmean(recent_losses) + 6 * statistics.stdev(recent_losses)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -55,9 +55,10 @@ class PackedRows:
             "position_ids": places - np.maximum.accumulate(starts, axis=1),
         }
 
-    def stream_starts(self, positions: range) -> list[int]:
-        """Where in the stream of tokens the rows at these positions begin."""
-        return [self._start(position) for position in positions]
+    def place(self, positions: range) -> dict[str, list[int]]:
+        """Where rows lie in the data: `positions` from and to, and the token of the stream at which each row begins."""
+        starts = [self._start(position) for position in positions]
+        return {"positions": [positions.start, positions.stop], "stream": starts}
 
     def _row(self, position: int) -> np.ndarray:
         return self.split.read(self._start(position), self.context + 1).astype(np.int64)

@@ -185,15 +185,13 @@ def pretrain(options: PretrainOptions) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
                 figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
                 figures["tokens_per_second"] = tokens / (time.perf_counter() - started)
-                place = {"positions": [positions.start, positions.stop], "stream": rows.stream_starts(positions)}
                 if not is_finite:
-                    metrics.write({"update": update + 1, "tokens": state["tokens"], "skipped": place})
-                    bar.write(f"update {update + 1}: skipped, loss {loss}, norm of the gradient {grad_norm}, {place}")
-                else:
-                    if is_spike(metrics.losses, loss):
-                        figures["spike"] = place
-                        bar.write(f"update {update + 1}: the loss leaps to {loss:.3f} in {place}")
-                    metrics.write({"update": update + 1, "tokens": state["tokens"], **figures})
+                    figures = {"skipped": rows.place(positions)}
+                    bar.write(f"update {update + 1}: skipped, with loss {loss} and gradient norm {grad_norm}")
+                elif is_spike(metrics.recent_losses, loss):
+                    figures["spike"] = rows.place(positions)
+                    bar.write(f"update {update + 1}: the loss leaps to {loss:.3f}")
+                metrics.write({"update": update + 1, "tokens": state["tokens"], **figures})
             if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
                 bar.close()
                 raise UserError(not_finite(checkpoints, state["skipped_in_a_row"]))

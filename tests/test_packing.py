@@ -83,7 +83,7 @@ def test_with_a_longest_stretch_positions_restart_within_documents(train):
 def test_rows_at_document_starts_begin_with_a_separator_where_a_document_starts(train):
     plain, aligned = (PackedRows(train, 12, 0, at_document_starts=aligned) for aligned in (False, True))
     moved = 0
-    for start, found in zip(plain.stream_starts(range(50)), aligned.stream_starts(range(50)), strict=True):
+    for start, found in zip(plain.place(range(50))["stream"], aligned.place(range(50))["stream"], strict=True):
         later = [s for s in train.document_starts if start <= s < start + 12 and s + 12 < train.num_tokens]
         assert found == (later[0] if later else start)
         moved += found != start
