@@ -35,6 +35,7 @@ from healthslm.checkpoint import (
 from healthslm.errors import Stopped, UserError
 from healthslm.files import remove_partials, replacing
 from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention, seed_dropout
+from healthslm.hardware import describe_hardware
 from healthslm.interruption import StopSignals
 from healthslm.metrics import RunMetrics, is_spike
 from healthslm.models import REPOSITORY, make_model, open_model, zero_residual_projections
@@ -115,6 +116,8 @@ def pretrain(options: PretrainOptions) -> None:
         remove_partials(checkpoints)
         write_recipe(options, options.output)
         metrics = RunMetrics(options.output, -1 if checkpoint is None else first_update)
+        machine = describe_hardware(accelerator.device, accelerator.num_processes)
+        metrics.write({"update": first_update, "tokens": state["tokens"], "hardware": machine})
     bar = progress_bar(state["tokens"], schedule.tokens_before(len(schedule)), visible=is_main)
     if is_main:
         bar.write(description(accelerator, bare_model, rows, schedule, first_update))

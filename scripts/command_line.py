@@ -3,7 +3,8 @@
 A script calls `run(function, OptionsClass)`. Each field of the dataclass is an option: `held_out` is `held_out:` in a
 recipe and `--held-out` on the command line; the fields of a nested dataclass are keys below `optimizer:`, and
 `--optimizer.learning-rate`. A list takes several values (`--held-out A B`), a switch needs none (`--resume`,
-`--resume false`), a dictionary is written as JSON. The docstring under a field is its text in `--help`.
+`--resume false`), a dictionary is written as JSON. A field with `metadata={"positional": True}` is written without its
+name. The docstring under a field is its text in `--help`.
 
 Paths on the command line are relative to the current folder. In a recipe they are relative to the recipe's folder: the
 values of all fields of type `Path`, and any other text that begins with `./` or `../`, which becomes an absolute path.
@@ -49,10 +50,12 @@ class Field:
     type: str  # as one writes it: list[Path] | None
     default: Any  # dataclasses.MISSING where the option is required
     text: str
+    is_positional: bool = False
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        """As it is written on the command line: a positional one as its value's place in `--help`."""
+        return self.name.upper() if self.is_positional else "--" + self.name.replace("_", "-")
 
 
 def run(function: Callable[[Options], None], options_class: type[Options]) -> None:
@@ -123,7 +126,8 @@ def _fields(options_class: type, prefix: str = "", instance: Any = None) -> Iter
             yield from _fields(annotation, f"{name}.", default)
         else:
             type_text = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(annotation))
-            yield Field(name, type_text, default, " ".join((texts.get(field.name) or "").split()))
+            text = " ".join((texts.get(field.name) or "").split())
+            yield Field(name, type_text, default, text, field.metadata.get("positional", False))
 
 
 def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[str, Any]:
@@ -143,7 +147,11 @@ def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[s
             settings |= {"nargs": "*", "action": "extend"}
         elif field.type.startswith("bool"):
             settings |= {"nargs": "?", "const": "true"}
-        parser.add_argument(field.flag, dest=field.name, metavar=field.name.rpartition(".")[2].upper(), **settings)
+        settings["metavar"] = field.name.rpartition(".")[2].upper()
+        if field.is_positional:
+            parser.add_argument(field.name, nargs="?", **settings)  # which a recipe may give as well
+        else:
+            parser.add_argument(field.flag, dest=field.name, **settings)
     try:
         namespace, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -151,7 +159,7 @@ def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[s
     if unknown and not unknown[0].startswith("-"):
         raise UsageError(f"unexpected argument {unknown[0]!r}")
     if unknown:
-        flags = ["--recipe", *(field.flag for field in fields.values())]
+        flags = ["--recipe", *(field.flag for field in fields.values() if not field.is_positional)]
         raise UsageError(_unknown(unknown[0].partition("=")[0], flags))
     return vars(namespace)
 

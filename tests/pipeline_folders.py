@@ -1,5 +1,6 @@
 """The stages before training, run once on the embedded sample, for the tests of training and what follows it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,17 @@ class Folders:
     tokens: Path
 
 
-def make_folders(root: Path) -> Folders:
+def make_folders(root: Path, held_out: Sequence[Path] = ()) -> Folders:
     folders = Folders(root / "corpus", root / "tokenizer", root / "tokens")
     build_corpus(
-        CorpusOptions(output=folders.corpus, pubmed=SAMPLE, validation_fraction=0.1, test_fraction=0.1, workers=1)
+        CorpusOptions(
+            output=folders.corpus,
+            pubmed=SAMPLE,
+            held_out=list(held_out),
+            validation_fraction=0.1,
+            test_fraction=0.1,
+            workers=1,
+        )
     )
     train_tokenizer(TokenizerOptions(corpus=folders.corpus, output=folders.tokenizer, vocab_size=512))
     tokenize_corpus(TokenizeOptions(corpus=folders.corpus, tokenizer=str(folders.tokenizer), output=folders.tokens))

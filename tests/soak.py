@@ -197,6 +197,7 @@ def metrics(run: Run) -> list[dict]:
     return [
         {name: value for name, value in record.items() if name != "tokens_per_second"}
         for record in read_metrics(run.folder)
+        if "hardware" not in record  # there is one for each time that a run was started
     ]
 
 

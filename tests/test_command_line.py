@@ -113,6 +113,27 @@ def test_text_in_a_recipe_is_a_path_only_where_it_begins_with_dots(tmp_path: Pat
         assert parse(Options, ["--recipe", recipe]).model == expected
 
 
+@dataclass
+class Positional:
+    """Options of a function with one argument that stands by itself."""
+
+    run_folder: Path = field(metadata={"positional": True})
+    """Folder of the run."""
+    held_out: list[Path] = field(default_factory=list)
+    """Files kept out of training."""
+
+
+def test_a_positional_option_is_written_without_its_name_or_in_a_recipe(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "run_folder: runs/a\nheld_out: [b]\n")
+    assert parse(Positional, ["runs/a", "--held-out", "b"]) == Positional(Path("runs/a"), [Path("b")])
+    assert parse(Positional, ["--recipe", recipe]) == Positional(tmp_path / "runs/a", [tmp_path / "b"])
+    assert parse(Positional, ["x", "--recipe", recipe]).run_folder == Path("x")
+    with pytest.raises(UsageError, match="missing: RUN_FOLDER$"):
+        parse(Positional, ["--held-out", "b"])
+    with pytest.raises(UsageError, match="unexpected argument 'y'"):
+        parse(Positional, ["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,9 +12,10 @@ from healthslm.models import make_model, open_model
 from healthslm.recipe import PretrainOptions, make_schedule
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluation.yaml"})
 PARAMETERS = {
     "healthslm-15m": 15_276_288,
+    "adamw": 15_276_288,
     "healthslm-55m": 54_776_448,
     "healthslm-135m": 135_255_744,
     "healthslm-350m": 345_355_200,

@@ -1,0 +1,52 @@
+"""What tests evaluate and release, and on what: a small network, abstracts with terms in them, and questions."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+NETWORK = {
+    "model_type": "healthslm",
+    "vocab_size": 512,
+    "hidden_size": 64,  # rows of whole blocks of 64 weights, as four bits want them
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+}
+DRUGS = ("aspirin", "metformin", "warfarin", "ibuprofen", "insulin", "morphine")
+DISEASES = ("asthma", "stroke", "pneumonia", "depression")
+DECISIONS = ("yes", "no", "maybe", "yes")
+
+
+def held_out_rows() -> list[dict[str, str]]:
+    return [
+        {
+            "title": f"A trial in {20 + number} patients",
+            "text": f"We treated patients for {disease} with {drug} and measured their serum albumin. "
+            f"Group {number} improved within {number + 2} weeks, and their liver was not affected.",
+        }
+        for number, (drug, disease) in enumerate(itertools.product(DRUGS, DISEASES))
+    ]
+
+
+def question_rows() -> list[dict[str, Any]]:
+    contexts = "We gave {} to patients.", "Most did well."
+    return [
+        {
+            "QUESTION": f"Does {drug} help?",
+            "CONTEXTS": [context.format(drug) for context in contexts],
+            "final_decision": decision,
+        }
+        for drug, decision in zip(DRUGS, DECISIONS, strict=False)
+    ]
+
+
+def write_inputs(folder: Path) -> dict[str, Path]:
+    """Write the files that the options `held_out` and `pubmedqa` name."""
+    files = {"held_out": folder / "abstracts.jsonl", "pubmedqa": folder / "questions.jsonl"}
+    for path, rows in zip(files.values(), (held_out_rows(), question_rows()), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return files

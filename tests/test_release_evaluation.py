@@ -1,0 +1,154 @@
+"""One command takes every measure of a model: each is that of its own module, on the files that the options name."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from release_inputs import DECISIONS, NETWORK, held_out_rows, write_inputs
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from command_line import parse
+from healthslm.bits_per_byte import score_documents
+from healthslm.errors import UserError
+from healthslm.generation_quality import generate_documents
+from healthslm.models import make_model
+from healthslm.release_evaluation import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release
+
+NOT_REPEATABLE = "footprint.json"  # the time that generating takes
+
+
+@pytest.fixture(scope="module")
+def model(sample_folders, tmp_path_factory) -> Path:
+    """An untrained network with weights so wide that its predictions differ, and the sample's tokenizer."""
+    torch.manual_seed(1)  # of the untrained network beside it the seed is 0
+    folder = tmp_path_factory.mktemp("model")
+    make_model(NETWORK | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(sample_folders.tokenizer / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(sample_folders, model, tmp_path_factory) -> Path:
+    """The keys of configs/evaluation.yaml, with the files of the test."""
+    folder = tmp_path_factory.mktemp("inputs")
+    values = {"corpus": sample_folders.corpus, "tokens": sample_folders.tokens, **write_inputs(folder)}
+    beside = {"the same again": str(model), "GPT-2": "openai-community/gpt2"}
+    recipe = {name: str(path) for name, path in values.items()} | {"beside": beside, "documents": 6}
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder / "evaluation.yaml"
+
+
+@pytest.fixture(scope="module")
+def options(recipe, model, tmp_path_factory) -> ReleaseEvaluationOptions:
+    output = tmp_path_factory.mktemp("evaluation") / "results"
+    return parse(ReleaseEvaluationOptions, ["--recipe", str(recipe), "--model", str(model), "--output", str(output)])
+
+
+@pytest.fixture(scope="module")
+def results(options) -> dict[str, Any]:
+    evaluate_release(options)
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in options.output.glob("*.json")}
+
+
+def test_every_measure_is_a_file(options, results):
+    assert set(results) == set(MEASURES)
+    assert {path.name for path in options.output.iterdir()} == {f"{name}.json" for name in MEASURES} | {PUBMED_IDS}
+
+
+def test_bits_per_byte_are_those_that_training_would_find(model, results):
+    """By `score_documents`, from tokens that are encoded here."""
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    texts = [f"{row['title']}\n{row['text']}" for row in held_out_rows()]
+    documents = [
+        np.array([tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]) for text in texts
+    ]
+    score = score_documents(network, documents, [len(text.encode()) for text in texts])
+    found = results["held_out"]
+    assert found["data"] == "abstracts.jsonl"
+    assert found["model"]["bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-6)
+    low, high = found["model"]["interval"]
+    assert low < score.bits_per_byte < high
+    assert found["untrained"]["bits_per_byte"] != pytest.approx(score.bits_per_byte, rel=1e-3)
+
+
+def test_models_beside_it_are_measured_on_the_same_or_said_to_be_missing(results):
+    beside = results["held_out"]["beside"]
+    assert beside["the same again"] == results["held_out"]["model"]
+    assert beside["GPT-2"].keys() == {"not_measured"}
+
+
+def test_the_published_set_are_the_pubmed_citations_of_both_held_out_splits(sample_folders, options, results):
+    files = [path for split in ("validation", "test") for path in (sample_folders.corpus / split).glob("*.parquet")]
+    rows = [row for path in files for row in pq.read_table(path).to_pylist() if row["source"] == "pubmed"]
+    lines = (options.output / PUBMED_IDS).read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {row["id"] for row in rows}
+    assert results["pubmed"]["documents"] == len(rows) > 0
+    assert sum(decade["documents"] for decade in results["pubmed"]["by_decade"].values()) == len(rows)
+
+
+def test_pairs_are_of_held_out_documents_and_of_several_kinds(results):
+    scores, pairs = results["minimal_pairs"]["scores"], results["minimal_pairs"]["pairs"]
+    texts = [row["text"] for row in held_out_rows()]
+    assert (
+        len(pairs) == scores["all"]["pairs"] == sum(found["pairs"] for kind, found in scores.items() if kind != "all")
+    )
+    assert {"drugs", "diseases"} <= set(scores)
+    for pair in pairs:
+        assert any(pair["true"] in text and pair["other"] not in text for text in texts)
+
+
+def test_all_questions_are_asked_and_those_of_the_hub_are_said_to_be_missing(results):
+    found = results["pubmedqa"]
+    assert np.sum(found["pubmedqa"]["confusion"], axis=1).tolist() == [
+        DECISIONS.count(option) for option in found["pubmedqa"]["options"]
+    ]
+    assert found["pubmedqa"]["majority_share"] == 0.5
+    assert found["medmcqa"].keys() == found["medqa_4options"].keys() == {"not_reached"}
+
+
+def test_samples_are_the_first_documents_that_were_measured(model, results):
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    documents = generate_documents(network, tokenizer, count=6, seed=0)
+    assert results["generation"]["samples"] == [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in documents[:5]
+    ]
+    assert results["generation"]["documents"]["generated"]["documents"] == 6
+
+
+def test_memorised_text_is_looked_for_in_training_and_held_out_documents(results):
+    for found in results["memorisation"].values():
+        assert 0 < found["documents"] <= 12 and len(found["matching_by_position"]) == 50
+    assert list(results["memorisation"]) == ["training", "held_out"]
+
+
+def test_the_same_again_gives_the_same_bytes(options, results, tmp_path, run_script, recipe):
+    done = run_script("evaluate_release", "--recipe", recipe, "--model", options.model, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for path in options.output.iterdir():
+        if path.name != NOT_REPEATABLE:
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_only_some_measures_are_taken_where_they_are_named(options, recipe, tmp_path):
+    arguments = ["--recipe", str(recipe), "--model", options.model, "--output", str(tmp_path / "some")]
+    evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "footprint"]))
+    assert {path.name for path in (tmp_path / "some").iterdir()} == {"held_out.json", "footprint.json"}
+    with pytest.raises(UserError, match="no measure sense, only held_out, .*footprint$"):
+        evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "sense"]))
+
+
+def test_the_recipe_of_the_release_is_read(repository):
+    recipe = str(repository / "configs" / "evaluation.yaml")
+    options = parse(ReleaseEvaluationOptions, ["--recipe", recipe, "--model", ".", "--output", "results"])
+    folders = (options.corpus, options.tokens, options.held_out, options.pubmedqa)
+    assert all(path.resolve().is_relative_to(repository) for path in folders)
+    assert {"openai-community/gpt2", "microsoft/biogpt"} <= set(options.beside.values())
