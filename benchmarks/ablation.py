@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -123,7 +124,7 @@ def tabulate(options: AblationOptions, grid: dict[str, Any]) -> None:
 def draw(options: AblationOptions, grid: dict[str, Any]) -> None:
     """Draw bits per byte over tokens of the variants that have more evaluations than that of the start and the end."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="tokens", ylabel="validation, bits per byte", xscale="log")
+    axes = figure.add_subplot(xlabel="tokens", ylabel="validation, bits per byte")
     for name, changes in grid["variants"].items():
         for seed in changes.get("seeds", [0]):
             found = [r for r in read_metrics(options.output / f"{name}-{seed}") if "validation_bits_per_byte" in r]
@@ -131,6 +132,7 @@ def draw(options: AblationOptions, grid: dict[str, Any]) -> None:
             if len(later) > 1:
                 tokens, bits = ([record[key] for record in later] for key in ("tokens", "validation_bits_per_byte"))
                 axes.plot(tokens, bits, marker="o", markersize=3, label=f"{name}, seed {seed}")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if axes.lines:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         with replacing(options.output / "curves.png") as new:
