@@ -51,8 +51,8 @@ class PretrainOptions:
     """AdamW's peak for the embeddings; by default the same."""
     muon_learning_rate: float | None = None
     """Peak learning rate of Muon, which then trains the hidden matrices; by default AdamW does."""
-    warmup_tokens: int | None = None
-    """Tokens over which the learning rates rise to their peaks; by default 2 million, or a tenth of a shorter run."""
+    warmup_tokens: int = 2_000_000
+    """Tokens over which the learning rates rise to their peaks; at most a quarter of the run."""
     decay: Decay = "linear"
     """How they fall: in a straight line or along a cosine."""
     decay_fraction: float = 1.0
@@ -114,14 +114,11 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
                 f"{name} {tokens} is no multiple of {step} (context {context} x micro_batch_rows "
                 f"{options.micro_batch_rows} x processes {processes}); {max(tokens // step, 1) * step} is"
             )
-    warmup_tokens = options.warmup_tokens
-    if warmup_tokens is None:
-        warmup_tokens = min(2_000_000, options.max_tokens // 10)
     return Schedule(
         context=context,
         max_tokens=options.max_tokens,
         batch_tokens=options.batch_tokens,
-        warmup_tokens=warmup_tokens,
+        warmup_tokens=min(options.warmup_tokens, options.max_tokens // 4),  # so that a recipe may be shortened
         decay=options.decay,
         decay_fraction=options.decay_fraction,
         final_fraction=options.final_fraction,

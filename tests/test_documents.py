@@ -55,7 +55,7 @@ def publish_sample(repository: Path, folder: Path) -> None:
 def test_the_readme_leads_from_ncbi_to_text_and_a_model_to_use(copy_of_repository, tmp_path):
     readme = (copy_of_repository / "README.md").read_text(encoding="utf-8")
     commands = [line for block in blocks(readme, "bash") for line in block.splitlines() if line.startswith("python ")]
-    assert len(commands) == 8
+    assert len(commands) == 9
     publish_sample(copy_of_repository, tmp_path / "served")
     with serving(tmp_path / "served") as server:
         for command in commands:

@@ -68,3 +68,12 @@ def test_a_larger_recipe_trains(sample_folders, run_script, tmp_path):
     assert losses[0] == pytest.approx(math.log(32_000), abs=0.3)  # all tokens of the vocabulary alike
     assert len(losses) == 6 and losses[-1] < losses[0] - 1
     assert open_model(run / "checkpoints/step-6").num_parameters() == PARAMETERS["healthslm-55m"]
+
+
+def test_a_shortened_recipe_warms_up_over_a_quarter_of_it(recipe):
+    options = parse(PretrainOptions, ["--recipe", str(recipe), "--max-tokens", "8000000", "--warmup-tokens", "9000000"])
+    context = options.context or 128
+    schedule = make_schedule(options, context, processes=1)
+    factors = [schedule.learning_rate_factor(update) for update in range(len(schedule))]
+    rising = [factor for factor, following in zip(factors, factors[1:], strict=False) if following > factor]
+    assert abs(len(rising) - len(schedule) / 4) <= 2 and max(factors) <= 1
