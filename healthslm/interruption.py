@@ -21,7 +21,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.received is None:
             self.received = signal.Signals(number)
             # Not by print, which may be what the signal came into.
