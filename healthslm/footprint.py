@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
+from healthslm.generation import GREEDY, continue_prompts
+
 NEW_TOKENS = 128
 RUNS = 3
 
@@ -84,17 +86,7 @@ def _tokens_per_second(model: PreTrainedModel, separator: int) -> float:
     seconds = []
     for _ in range(1 + RUNS):
         start = perf_counter()
-        model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            min_new_tokens=NEW_TOKENS,  # no early end
-            max_new_tokens=NEW_TOKENS,
-            eos_token_id=separator,
-            pad_token_id=separator,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-        )
+        # No early end.
+        continue_prompts(model, prompt, separator, NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
         seconds.append(perf_counter() - start)
     return NEW_TOKENS / statistics.median(seconds[1:])

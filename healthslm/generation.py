@@ -3,13 +3,17 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.models import open_model
+
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+"""Arguments of `generate` that always take the likeliest token, without a warning about the others."""
 
 NOTICE = "Machine-written text, for research only: it is not medical advice, and its statements are often false."
 
@@ -50,7 +54,7 @@ def generate(options: GenerationOptions) -> None:
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model)
     set_seed(options.seed)
-    sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    sampling = GREEDY
     if options.temperature > 0:
         sampling = {
             "temperature": options.temperature,
@@ -74,3 +78,31 @@ def generate(options: GenerationOptions) -> None:
             pad_token_id=separator_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             **sampling,
         )
+
+
+@torch.no_grad()
+def continue_prompts(
+    model: PreTrainedModel,
+    prompts: torch.Tensor,
+    separator: int,
+    max_new_tokens: int,
+    mask: torch.Tensor | None = None,
+    **settings: Any,
+) -> torch.Tensor:
+    """What a model writes behind prompts (batch, length), ended and filled up by the separator.
+
+    Args:
+        mask: (batch, length), 0 for padding; None where there is none.
+        settings: Further arguments of `generate`, such as `GREEDY`.
+
+    Returns:
+        (batch, new tokens), on the CPU.
+    """
+    return model.generate(
+        prompts.to(model.device),
+        attention_mask=(torch.ones_like(prompts) if mask is None else mask).to(model.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=separator,
+        pad_token_id=separator,
+        **settings,
+    )[:, prompts.shape[1] :].cpu()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from healthslm.encoding import encode_texts, separator_id
-from healthslm.generation import GenerationOptions
+from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
 from healthslm.intervals import mean
 from healthslm.sentences import sentence_end
 from healthslm.signatures import ngram_hashes
@@ -142,8 +142,7 @@ def generate_titles(
         width = max(map(len, batch))
         padded = torch.tensor([[separator] * (width - len(ids)) + ids for ids in batch])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch])
-        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        for ids in _continue(model, tokenizer, padded, MAX_TITLE_TOKENS, mask, **greedy):
+        for ids in _continue(model, tokenizer, padded, MAX_TITLE_TOKENS, mask, **GREEDY):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             titles.append(text.strip().partition("\n")[0].strip())
     return titles
@@ -165,7 +164,6 @@ def score_titles(generated: list[str], titles: list[str], abstracts: list[str]) 
     }
 
 
-@torch.no_grad()
 def _continue(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -176,14 +174,7 @@ def _continue(
 ) -> list[list[int]]:
     """What the model writes behind each prompt, up to the separator."""
     separator = separator_id(tokenizer)
-    written = model.generate(
-        prompts.to(model.device),
-        attention_mask=(torch.ones_like(prompts) if mask is None else mask).to(model.device),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=separator,
-        pad_token_id=separator,
-        **sampling,
-    )[:, prompts.shape[1] :].tolist()
+    written = continue_prompts(model, prompts, separator, max_new_tokens, mask, **sampling).tolist()
     return [ids[: ids.index(separator)] if separator in ids else ids for ids in written]
 
 

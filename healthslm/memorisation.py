@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from healthslm.generation import GREEDY, continue_prompts
 from healthslm.intervals import mean, share
 
 PREFIX_TOKENS = 50
@@ -58,19 +59,9 @@ def continue_greedily(
     prompts = torch.from_numpy(openings[:, : 1 + PREFIX_TOKENS])
     written = np.full((len(openings), CONTINUATION_TOKENS), separator)
     for start in tqdm(range(0, len(openings), batch_size), desc="continuing", unit="batch", disable=not progress):
-        batch = prompts[start : start + batch_size].to(model.device)
-        new = model.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            max_new_tokens=CONTINUATION_TOKENS,
-            eos_token_id=separator,
-            pad_token_id=separator,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-        )[:, batch.shape[1] :]
-        written[start : start + len(new), : new.shape[1]] = new.cpu().numpy()
+        batch = prompts[start : start + batch_size]
+        new = continue_prompts(model, batch, separator, CONTINUATION_TOKENS, **GREEDY).numpy()
+        written[start : start + len(new), : new.shape[1]] = new
     return written
 
 
