@@ -40,13 +40,13 @@ from healthslm.metrics import read_metrics
 from healthslm.recipe import PretrainOptions
 from healthslm.training import pretrain
 
-UPDATES = 24
+UPDATES = 96
 RECIPE = {
     "model": TINY_MODEL, "max_tokens": UPDATES * 512, "batch_tokens": 512, "micro_batch_rows": 4, "learning_rate": 3e-3,
     "muon_learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 3, "evaluation_documents": 3, "save_every": 2,
 }  # fmt: skip
 MAX_SECONDS = 600
-MOMENTS = {"start": (1, 1.0), "an update": (4, 0.3), "opening a checkpoint": (3, 0.1), "opening best": (2, 0.1)}
+MOMENTS = {"start": (1, 0.6), "an update": (4, 0.1), "opening a checkpoint": (3, 0.05), "opening best": (2, 0.05)}
 """What a moment may follow: how often, and by at most how many seconds."""
 OPENED = {"opening a checkpoint": ".step-", "opening best": ".best."}
 

@@ -1,6 +1,6 @@
 """`scripts/pretrain.py` as a test starts it: in fp32, with what befalls a process and a record of its work.
 
-    python tests/watched_pretrain.py '{"record": "/tmp/record"}' --recipe recipe.yaml
+    python tests/watched_pretrain.py '{"record": "record"}' --recipe recipe.yaml
 
 Processes that torchrun, `accelerate launch` or a scheduler started find one another by their environment, as always.
 """
