@@ -47,16 +47,16 @@ def write_evaluation_figures(folder: Path, results: Results, records: list[dict[
 def draw_evaluation(results: Results, name: str) -> dict[str, Figure]:
     """The figures of the results by the names of their files."""
     return {
-        BITS_PER_BYTE: draw_contenders(results["held_out"], name),
+        BITS_PER_BYTE: draw_contenders(results["held_out"], results["beside"]["models"], name),
         GROUPS: draw_groups(results["pubmed"]),
         MINIMAL_PAIRS: draw_minimal_pairs(results["minimal_pairs"]["scores"]),
         MEMORISATION: draw_memorisation(results["memorisation"]),
     }
 
 
-def draw_contenders(held_out: dict[str, Any], name: str) -> Figure:
+def draw_contenders(held_out: dict[str, Any], beside: dict[str, Any], name: str) -> Figure:
     """A dot with its interval for each that was measured on the held-out abstracts, the fewest bits on top."""
-    measured = {other: found for other, found in held_out["beside"].items() if "bits_per_byte" in found}
+    measured = {other: found for other, found in beside.items() if "bits_per_byte" in found}
     contenders = {name: held_out["model"], "the same network, untrained": held_out["untrained"]} | measured
     compressors = {f"xz, texts {how}": {"bits_per_byte": held_out["xz"][how]} for how in ("together", "alone")}
     ordered = sorted((contenders | compressors).items(), key=lambda item: item[1]["bits_per_byte"])

@@ -24,8 +24,7 @@ class RunMetrics:
         self.run = run
         self.path = run / "metrics.jsonl"
         self.records = [record for record in read_metrics(run) if record["update"] <= resumed_update]
-        with replacing(self.path) as new:
-            new.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        write_metrics(self.path, self.records)
         losses = [record["loss"] for record in self.records if "loss" in record]
         self.recent_losses = deque(losses, maxlen=SPIKE_WINDOW)
         self._board = _tensorboard(run, resumed_update)
@@ -66,6 +65,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def write_metrics(path: Path, records: list[dict[str, Any]]) -> None:
+    with replacing(path) as new:
+        new.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def draw_curve(records: list[dict[str, Any]], path: Path) -> None:

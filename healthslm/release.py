@@ -1,11 +1,12 @@
 """Release the model of a run: check and evaluate it, and put weights, results and pages into the model repository.
 
     model.safetensors, config.json      the weights, in bf16 and in one file, and their type
-    results/                            what `healthslm.release_evaluation` has measured
+    results/                            what `healthslm.release_evaluation` has measured, and the run's metrics
     docs/evaluation.md, docs/evaluation/    the same as tables and figures
     README.md                           the section on the released model, and the metadata that the Hub reads
 
-A better model takes the place of a released one. All of these files change, or none of them.
+A better model takes the place of a released one. All of these files change, or none of them. What has been measured is
+kept in the run's folder, so that a release that was stopped, or whose pages are to change, does not measure it again.
 """
 
 import filecmp
@@ -20,13 +21,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.errors import UserError
 from healthslm.evaluation_figures import write_evaluation_figures
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
+from healthslm.metrics import write_metrics
 from healthslm.models import REPOSITORY, open_model
 from healthslm.release_card import FIGURES_FOLDER, NAME, Release, write_pages
-from healthslm.release_evaluation import MEASURES, EvaluationData, ReleaseEvaluationOptions, evaluate_release
+from healthslm.release_evaluation import (
+    MEASURES,
+    PUBMED_IDS,
+    EvaluationData,
+    ReleaseEvaluationOptions,
+    evaluate_release,
+    read_results,
+)
 from healthslm.training_data import TrainingData, describe_training_data
 from healthslm.training_report import check_tokens, report_training
 
@@ -35,9 +45,10 @@ logger = logging.getLogger(__name__)
 LEAST_IMPROVEMENT = 0.01
 """Bits per byte by which a model must be better than the released one to take its place."""
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+WEIGHTS, CONFIG, TOKENIZER = SAFE_WEIGHTS_NAME, "config.json", "tokenizer.json"
 RESULTS = "results"
 HELD_OUT = "held_out"
+TRAINING_RECORDS = "training.jsonl"
 _NOT_OF_THE_NETWORK = {"dtype", "transformers_version"}
 
 
@@ -74,13 +85,14 @@ def release(options: ReleaseOptions) -> None:
     remove_partials(root)
     # On the file system of the repository, where a finished file is renamed and not copied.
     with tempfile.TemporaryDirectory(prefix=".release.partial-", dir=root) as partial:
-        staged, results = Path(partial) / "new", Path(partial) / "new" / RESULTS
+        staged, results = Path(partial) / "new", options.run / RESULTS
         stage_model(model, root, staged)
         evaluate(options, staged, results, [HELD_OUT])
         if not options.force:
             check_improvement(read_json(results / f"{HELD_OUT}.json"), root / RESULTS / f"{HELD_OUT}.json")
         evaluate(options, staged, results, [measure for measure in MEASURES if measure != HELD_OUT])
-        found = {measure: read_json(results / f"{measure}.json") for measure in MEASURES}
+        found = read_results(results)
+        stage_results(results, training.records, staged / RESULTS)
 
         (staged / FIGURES_FOLDER).mkdir(parents=True)
         write_evaluation_figures(staged / FIGURES_FOLDER, found, training.records, NAME)
@@ -157,7 +169,14 @@ def stage_model(model: PreTrainedModel, root: Path, folder: Path) -> None:
 
 def evaluate(options: ReleaseOptions, model: Path, output: Path, measures: list[str]) -> None:
     data = {name: getattr(options, name) for name in EvaluationData.__dataclass_fields__}
-    evaluate_release(ReleaseEvaluationOptions(**data, model=str(model), output=output, only=measures))
+    evaluate_release(ReleaseEvaluationOptions(**data, model=str(model), output=output, only=measures, keep=True))
+
+
+def stage_results(results: Path, records: list[dict[str, Any]], folder: Path) -> None:
+    folder.mkdir()
+    for name in (*(f"{measure}.json" for measure in MEASURES), PUBMED_IDS):
+        shutil.copy(results / name, folder)
+    write_metrics(folder / TRAINING_RECORDS, records)
 
 
 def check_improvement(new: dict[str, Any], present: Path) -> None:

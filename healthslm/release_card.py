@@ -124,7 +124,7 @@ def _context(release: Release) -> dict[str, Any]:
         "recipe": yaml.safe_dump(training.recipe, sort_keys=False).strip(),
         "passes": training.tokens / release.data.train_tokens,
         "data": release.data,
-        "not_measured": [name for name, found in results["held_out"]["beside"].items() if "not_measured" in found],
+        "not_measured": [name for name, found in results["beside"]["models"].items() if "not_measured" in found],
         "majority_macro_f1": _majority_macro_f1(results["pubmedqa"]["pubmedqa"]["confusion"]),
         "max_document_tokens": MAX_DOCUMENT_TOKENS,
         "samples": [_wrapped(sample) for sample in results["generation"]["samples"]],

@@ -1,6 +1,7 @@
 """The whole evaluation of a model, a JSON file for each measure:
 
-held_out.json        bits per byte of held-out abstracts, beside xz, the untrained network and other models
+held_out.json        bits per byte of held-out abstracts, beside xz and the untrained network
+beside.json          those of other models
 pubmed.json          the same of the corpus's held-out PubMed citations, by decade and section
 pubmed_ids.jsonl     these citations as ids and checksums: scripts/fetch_evaluation_set.py fetches them
 minimal_pairs.json   the true term against another one, in its sentence
@@ -8,6 +9,8 @@ pubmedqa.json        PubMedQA's questions, and MedQA and MedMCQA where a hub is 
 generation.json      what generated documents and titles are like
 memorisation.json    how much of a document the model goes on with word for word
 footprint.json       size by precision, and speed
+
+Each holds, as `inputs`, what it was measured on by checksum: so a command that was stopped need not measure all again.
 """
 
 import logging
@@ -19,13 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.corpus_reader import read_texts, split_files
 from healthslm.documents import document_text
 from healthslm.encoding import load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.evaluation_set import read_held_out_pubmed, write_evaluation_set
-from healthslm.files import write_json
+from healthslm.files import file_sha256, read_json, write_json
 from healthslm.footprint import measure_sizes, measure_speed
 from healthslm.generation_quality import describe_generation, generate_documents, generate_titles, score_titles
 from healthslm.held_out import measure_held_out, measure_model, untrained_network, xz_bits_per_byte
@@ -33,8 +37,10 @@ from healthslm.memorisation import choose_openings, continue_greedily, measure_m
 from healthslm.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs
 from healthslm.models import open_model
 from healthslm.question_answering import measure_hub_tasks, measure_pubmedqa
+from healthslm.report import REPORT
 from healthslm.sources import Row, read_rows
-from healthslm.tokens import TokenizedSplit
+from healthslm.tokens import INFO_FILE, TokenizedSplit
+from healthslm.training_report import tokens_seen
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,8 @@ class ReleaseEvaluationOptions(EvaluationData):
     """Folder of the results."""
     only: list[str] = field(default_factory=list)
     """Measures to take, by the names of their files; by default all."""
+    keep: bool = False
+    """Keep what the folder of the results has of this model and this data, rather than measure it again."""
 
 
 class Subject:
@@ -94,9 +102,24 @@ class Subject:
     def held_out_texts(self) -> list[str]:
         return [document_text(row.get("title") or "", row["text"]) for row in self.held_out]
 
+    def inputs(self, measure: str) -> dict[str, Any]:
+        """What a measure depends on, by checksum."""
+        options = self.options
+        files = (options.corpus / REPORT, options.tokens / INFO_FILE, options.held_out, options.pubmedqa)
+        inputs = {path.name: file_sha256(path) for path in files} | {"documents": options.documents}
+        if measure == "beside":
+            return inputs | {name: _weights(source) for name, source in options.beside.items()}
+        return inputs | {"model": _weights(options.model)}
+
     def training_texts(self) -> Iterator[str]:
         files = split_files(self.options.corpus, "train")
         return (text for path in tqdm(files, desc="training text") for texts in read_texts(path) for text in texts)
+
+
+def _weights(model: str) -> str:
+    """The checksum of a folder's weights; what is on the Hub is known by its name."""
+    path = Path(model) / SAFE_WEIGHTS_NAME
+    return file_sha256(path) if path.is_file() else model
 
 
 def evaluate_release(options: ReleaseEvaluationOptions) -> None:
@@ -110,8 +133,18 @@ def evaluate_release(options: ReleaseEvaluationOptions) -> None:
         raise UserError(f"no measure {', '.join(sorted(unknown))}, only {', '.join(MEASURES)}")
     subject = Subject(options)
     for name in options.only or MEASURES:
+        path, inputs = options.output / f"{name}.json", subject.inputs(name)
+        if options.keep and path.is_file() and read_json(path).get("inputs") == inputs:
+            logger.info("keeping %s", path)
+            continue
         logger.info("measuring %s", name)
-        write_json(options.output / f"{name}.json", MEASURES[name](subject))
+        write_json(path, MEASURES[name](subject) | {"inputs": inputs})
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a folder of results says, by measure, without what it was measured on."""
+    results = {measure: read_json(folder / f"{measure}.json") for measure in MEASURES}
+    return {measure: {key: found[key] for key in found if key != "inputs"} for measure, found in results.items()}
 
 
 def measure_abstracts(subject: Subject) -> dict[str, Any]:
@@ -122,7 +155,17 @@ def measure_abstracts(subject: Subject) -> dict[str, Any]:
             untrained_network(subject.model), subject.tokenizer, subject.held_out, progress=True
         ),
         "xz": xz_bits_per_byte(subject.held_out_texts),
-        "beside": {name: measure_model(source, subject.held_out) for name, source in subject.options.beside.items()},
+    }
+
+
+def measure_others(subject: Subject) -> dict[str, Any]:
+    """Each with the tokens that it was trained on, where the folder of its run tells them."""
+    return {
+        "models": {
+            name: {"training_tokens": tokens_seen(Path(source))}
+            | measure_model(source, subject.held_out, progress=True)
+            for name, source in subject.options.beside.items()
+        }
     }
 
 
@@ -182,6 +225,7 @@ def measure_footprint(subject: Subject) -> dict[str, Any]:
 
 MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
     "held_out": measure_abstracts,
+    "beside": measure_others,
     "pubmed": measure_pubmed,
     "minimal_pairs": measure_minimal_pairs,
     "pubmedqa": measure_question_answering,

@@ -87,6 +87,13 @@ def report_training(run: Path, model: Path, hardware: str | None = None) -> Trai
     return TrainingReport(records, config, machines or [hardware])
 
 
+def tokens_seen(model: Path) -> int | None:
+    """The tokens after which a model of a run's folder was saved; None of one that lies in no run."""
+    records = read_metrics(model.parent)
+    update = _update_of(model.parent, model, records) if records else None
+    return next((record["tokens"] for record in records if record["update"] == update), None)
+
+
 def check_tokens(run: Path, tokens: Path) -> None:
     """Hold the corpus that a run's newest checkpoint was trained on against one in tokens.
 

@@ -172,7 +172,7 @@ def test_of_the_model_s_other_files_only_config_json_changes_by_the_type_of_the_
     assert changed == {"config.json", "README.md"}
     new = {name for name in after if name not in before}
     assert {name for name in new if name.startswith("results/")} == {
-        "results/pubmed_ids.jsonl", *(f"results/{measure}.json" for measure in MEASURES)
+        "results/pubmed_ids.jsonl", "results/training.jsonl", *(f"results/{measure}.json" for measure in MEASURES)
     }  # fmt: skip
     assert {name for name in new if not name.startswith("results/")} == {
         "model.safetensors", "docs/evaluation.md", *(f"docs/evaluation/{name}" for name in (TRAINING, *FIGURES))
@@ -243,8 +243,8 @@ def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released)
         assert all((page.parent / link).exists() for link in set(links) - not_of_the_copy)
         pictures = {Path(link).name for link in links if link.endswith(".png")}
         assert pictures >= {"bits_per_byte.png", "decades_and_sections.png", "minimal_pairs.png"}
-        held_out = read_json(released / "results/held_out.json")
-        for found in (held_out["model"], held_out["untrained"], held_out["beside"]["the same"]):
+        held_out, beside = (read_json(released / f"results/{name}.json") for name in ("held_out", "beside"))
+        for found in (held_out["model"], held_out["untrained"], beside["models"]["the same"]):
             assert (
                 f"| {found['bits_per_byte']:.4f} | {found['interval'][0]:.4f} to {found['interval'][1]:.4f} |" in text
             )
@@ -253,7 +253,7 @@ def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released)
             f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text for kind, found in pairs.items()
         )
         memorised = read_json(released / "results/memorisation.json")
-        assert all(f"{found['matching_tokens']['mean']:.1%} (" in text for found in memorised.values())
+        assert all(f"{memorised[split]['matching_tokens']['mean']:.1%} (" in text for split in ("training", "held_out"))
 
 
 def test_tables_have_as_many_cells_in_each_row(released):
@@ -270,6 +270,36 @@ def test_figures_are_pictures_without_a_trace_of_when_or_with_what_they_were_mad
             assert image.format == "PNG" and image.width > 600
             assert image.info.keys() <= {"dpi"}
             assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 10
+
+
+def test_the_card_says_how_much_text_each_model_was_trained_on(released):
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]*) \| ([\d,]*) \| \d\.\d{4} \|", readme(released), re.MULTILINE)
+    assert {name: tokens for name, _, tokens in rows} == {
+        "**HealthSLM**": f"{UPDATES * BATCH_TOKENS:,}",
+        "the same network, untrained": "0",
+        "the same": f"{UPDATES * BATCH_TOKENS:,}",
+    }
+
+
+def test_the_metrics_of_the_run_are_published_up_to_the_update_of_the_weights(inputs, released):
+    """Here the run's last evaluation is the best, so these are all."""
+    assert (released / "results/training.jsonl").read_bytes() == (inputs.run / "metrics.jsonl").read_bytes()
+
+
+def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options, root, tmp_path, monkeypatch):
+    """The speed of generation would not be the same twice."""
+    run = shutil.copytree(inputs.run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release_module, "write_pages", fail)
+        with pytest.raises(OSError, match="No space left"):
+            release(options(root, run=run))
+    measured = (run / "results/footprint.json").read_bytes()
+    release(options(root, run=run))
+    assert (root / "results/footprint.json").read_bytes() == measured
 
 
 def test_a_model_that_is_no_better_is_refused_in_a_line_that_names_both_figures(inputs, released_copy, run_script):

@@ -1,7 +1,9 @@
 """One command takes every measure of a model: each is that of its own module, on the files that the options name."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import yaml
 from release_inputs import DECISIONS, NETWORK, held_out_rows, write_inputs
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import parse
@@ -18,7 +21,7 @@ from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
 from healthslm.generation_quality import generate_documents
 from healthslm.models import make_model
-from healthslm.release_evaluation import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release
+from healthslm.release_evaluation import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
 
 NOT_REPEATABLE = "footprint.json"  # the time that generating takes
 
@@ -54,12 +57,16 @@ def options(recipe, model, tmp_path_factory) -> ReleaseEvaluationOptions:
 @pytest.fixture(scope="module")
 def results(options) -> dict[str, Any]:
     evaluate_release(options)
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in options.output.glob("*.json")}
+    return read_results(options.output)
 
 
-def test_every_measure_is_a_file(options, results):
-    assert set(results) == set(MEASURES)
+def test_every_measure_is_a_file_that_says_what_it_was_measured_on(options, results):
     assert {path.name for path in options.output.iterdir()} == {f"{name}.json" for name in MEASURES} | {PUBMED_IDS}
+    for measure in MEASURES:
+        inputs = json.loads((options.output / f"{measure}.json").read_text(encoding="utf-8"))["inputs"]
+        weights = hashlib.sha256((Path(options.model) / "model.safetensors").read_bytes()).hexdigest()
+        assert inputs["the same again" if measure == "beside" else "model"] == weights
+        assert inputs["abstracts.jsonl"] == hashlib.sha256(options.held_out.read_bytes()).hexdigest()
 
 
 def test_bits_per_byte_are_those_that_training_would_find(model, results):
@@ -80,9 +87,9 @@ def test_bits_per_byte_are_those_that_training_would_find(model, results):
 
 
 def test_models_beside_it_are_measured_on_the_same_or_said_to_be_missing(results):
-    beside = results["held_out"]["beside"]
-    assert beside["the same again"] == results["held_out"]["model"]
-    assert beside["GPT-2"].keys() == {"not_measured"}
+    beside = results["beside"]["models"]
+    assert beside["the same again"] == results["held_out"]["model"] | {"training_tokens": None}
+    assert beside["GPT-2"].keys() == {"not_measured", "training_tokens"}
 
 
 def test_the_published_set_are_the_pubmed_citations_of_both_held_out_splits(sample_folders, options, results):
@@ -144,6 +151,34 @@ def test_only_some_measures_are_taken_where_they_are_named(options, recipe, tmp_
     assert {path.name for path in (tmp_path / "some").iterdir()} == {"held_out.json", "footprint.json"}
     with pytest.raises(UserError, match="no measure sense, only held_out, .*footprint$"):
         evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "sense"]))
+
+
+def test_what_was_measured_of_the_same_weights_and_data_is_kept_where_that_is_asked_for(options, tmp_path):
+    """The mark in a kept file is there afterwards; it would not be in one that was measured again."""
+    model = shutil.copytree(options.model, tmp_path / "model")
+    some = replace(options, model=str(model), output=tmp_path / "some", only=["held_out", "beside"], keep=True)
+    evaluate_release(some)
+
+    def measured_again(**changes: Any) -> set[str]:
+        for name in some.only:
+            marked = json.loads((some.output / f"{name}.json").read_text(encoding="utf-8")) | {"mark": True}
+            (some.output / f"{name}.json").write_text(json.dumps(marked), encoding="utf-8")
+        evaluate_release(replace(some, **changes))
+        found = {name: json.loads((some.output / f"{name}.json").read_text(encoding="utf-8")) for name in some.only}
+        return {name for name in some.only if "mark" not in found[name]}
+
+    assert measured_again() == set()
+    assert measured_again(keep=False) == {"held_out", "beside"}
+    assert measured_again(beside={"GPT-2": "openai-community/gpt2"}) == {"beside"}
+    evaluate_release(some)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(json.dumps(row) + "\n" for row in held_out_rows()[1:]), encoding="utf-8")
+    assert measured_again(held_out=fewer) == {"held_out", "beside"}
+    evaluate_release(some)
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert measured_again() == {"held_out"}
 
 
 def test_the_recipe_of_the_release_is_read(repository):
