@@ -10,13 +10,16 @@ FLOOR := build/floor
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full fuzz soak lint format clean
+.PHONY: help demo notebook test test-full fuzz soak lint format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
 demo: $(INSTALLED)  ## the whole path on the embedded sample, from PubMed XML to generated text: some minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh build/demo
+
+notebook: $(INSTALLED)  ## run the notebook on the released model and store what it gives
+	PYTHONWARNINGS=ignore HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter execute --inplace notebooks/healthslm.ipynb
 
 test: $(INSTALLED)  ## the tests, at most ten minutes on two cores
 	$(PYTEST) -m "not slow"

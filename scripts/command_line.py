@@ -32,6 +32,9 @@ import yaml
 
 from healthslm.errors import Stopped, UserError
 
+# Where it is installed on a CPU with bf16, every import of Transformers tells of a kernel that it misses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 Options = TypeVar("Options")
 
 STOPPED = 75

@@ -1,16 +1,12 @@
 """A saved folder opens through the Auto classes wherever Transformers is, with nothing else of ours."""
 
-import inspect
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from clean_process import result_of, start_clean_process
 from networks import HEADS, REPOSITORY, random_ids
 from safetensors import safe_open
 from small_model import byte_tokenizer, small_model
@@ -18,31 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}
 CODE_FILES = {"configuration_healthslm.py", "modeling_healthslm.py"}
-
-
-def start_clean_process(home: Path, function: Callable[..., dict], *arguments: object) -> subprocess.Popen:
-    """Start `function(*arguments)` where every cache is empty and nothing of ours can be imported."""
-    home.mkdir(exist_ok=True)
-    code = f"""import json, sys
-sys.modules["healthslm"] = None  # importing it is an error from here on
-{inspect.getsource(function)}
-print(json.dumps({function.__name__}(*sys.argv[1:])))"""
-    empty_folders = {"HOME": str(home), "HF_HOME": str(home / "hub"), "HF_MODULES_CACHE": str(home / "modules")}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *map(str, arguments)],
-        cwd=home,
-        env={**os.environ, **empty_folders},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result_of(process: subprocess.Popen) -> dict:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
 
 
 def open_every_way(folder: str, copy: str, ids: str) -> dict:
