@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 from command_line import run  # noqa: E402
 from healthslm.errors import UserError  # noqa: E402
 from healthslm.files import replacing, write_json  # noqa: E402
-from healthslm.metrics import read_metrics  # noqa: E402
+from healthslm.training.metrics import read_metrics  # noqa: E402
 
 
 @dataclass

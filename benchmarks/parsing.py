@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from healthslm.pubmed import read_records
+from healthslm.corpus.pubmed import read_records
 
 try:
     from pubmed_parser import parse_medline_xml

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from healthslm.records import RECORD_SCHEMA
-from healthslm.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.selection import list_dropped
-from healthslm.signatures import BANDS
+from healthslm.corpus.records import RECORD_SCHEMA
+from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
+from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.signatures import BANDS
 
 ROWS = 30_000  # of a file: as many citations as NCBI's files have
 

@@ -22,7 +22,7 @@ from tokenizers.trainers import BpeTrainer
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
 
-from healthslm.corpus_reader import read_texts, split_files
+from healthslm.corpus.reader import read_texts, split_files
 
 SEPARATOR = "<|endoftext|>"
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -56,12 +56,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from command_line import run  # noqa: E402
 from healthslm.errors import UserError  # noqa: E402
-from healthslm.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention  # noqa: E402
 from healthslm.models import make_model  # noqa: E402
-from healthslm.optimization import make_optimizers, set_learning_rates  # noqa: E402
-from healthslm.packing import PackedRows  # noqa: E402
-from healthslm.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
-from healthslm.tokens import TokenizedSplit  # noqa: E402
+from healthslm.tokenization.tokens import TokenizedSplit  # noqa: E402
+from healthslm.training.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention  # noqa: E402
+from healthslm.training.optimization import make_optimizers, set_learning_rates  # noqa: E402
+from healthslm.training.packing import PackedRows  # noqa: E402
+from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
 
 Result = TypeVar("Result")
 
@@ -186,7 +186,7 @@ def llama_batch(options: BenchmarkOptions, rows: PackedRows, step: int) -> dict[
 
 
 def train_ours(options: BenchmarkOptions, meter: Meter) -> float:
-    """The update of `healthslm.training.pretrain`. Returns the mean loss, as the others do."""
+    """The update of `healthslm.training.loop.pretrain`. Returns the mean loss, as the others do."""
     accelerator = Accelerator(cpu=not on_gpu())
     bare_model = our_network(options)
     bare_optimizers = make_optimizers(bare_model, **optimizer_settings(RECIPE))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
-from healthslm.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.errors import UserError
 from healthslm.models import open_model
+from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 """Arguments of `generate` that always take the likeliest token, without a warning about the others."""

@@ -1,7 +1,7 @@
 """Fetch the held-out documents from NCBI: python scripts/fetch_evaluation_set.py --ids FILE.jsonl --output held-out"""
 
 from command_line import run
-from healthslm.evaluation_set import FetchOptions, fetch_evaluation_set
+from healthslm.evaluation.evaluation_set import FetchOptions, fetch_evaluation_set
 
 if __name__ == "__main__":
     run(fetch_evaluation_set, FetchOptions)

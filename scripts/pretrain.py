@@ -1,8 +1,8 @@
 """Train a model: python scripts/pretrain.py --recipe configs/healthslm-15m.yaml"""
 
 from command_line import run
-from healthslm.recipe import PretrainOptions
-from healthslm.training import pretrain
+from healthslm.training.loop import pretrain
+from healthslm.training.recipe import PretrainOptions
 
 if __name__ == "__main__":
     run(pretrain, PretrainOptions)

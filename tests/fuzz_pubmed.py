@@ -32,8 +32,8 @@ from xml.parsers import expat
 from lxml import etree
 from tqdm import tqdm
 
+from healthslm.corpus.pubmed import NO_TITLE, read_records
 from healthslm.errors import UserError
-from healthslm.pubmed import NO_TITLE, read_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 20

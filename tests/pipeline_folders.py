@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from healthslm.corpus import CorpusOptions, build_corpus
-from healthslm.tokenize import TokenizeOptions, tokenize_corpus
-from healthslm.tokenizer import TokenizerOptions, train_tokenizer
+from healthslm.corpus.build import CorpusOptions, build_corpus
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokenization.tokenizer import TokenizerOptions, train_tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
 

@@ -34,11 +34,11 @@ from pipeline_folders import TINY_MODEL, make_folders
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import command_line
-from healthslm.checkpoint import find_damage, list_checkpoints
-from healthslm.gradients import bf16_autocast
-from healthslm.metrics import read_metrics
-from healthslm.recipe import PretrainOptions
-from healthslm.training import pretrain
+from healthslm.training.checkpoint import find_damage, list_checkpoints
+from healthslm.training.gradients import bf16_autocast
+from healthslm.training.loop import pretrain
+from healthslm.training.metrics import read_metrics
+from healthslm.training.recipe import PretrainOptions
 
 UPDATES = 96
 RECIPE = {

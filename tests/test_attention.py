@@ -6,7 +6,7 @@ from networks import network, random_ids
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from healthslm.attention import PACKED_DOCUMENTS, packed_documents_attention
+from healthslm.training.attention import PACKED_DOCUMENTS, packed_documents_attention
 
 ROWS, LENGTH = 2, 20
 # Documents of one row: they end at the row's end, one of them is a single token.

@@ -20,8 +20,11 @@ import torch
 from pipeline_folders import TINY_MODEL
 from transformers import AutoTokenizer, PreTrainedModel
 
-from healthslm import checkpoint as checkpoint_module
-from healthslm.checkpoint import (
+from healthslm.errors import UserError
+from healthslm.files import remove_partials
+from healthslm.models import make_model, open_model
+from healthslm.training import checkpoint as checkpoint_module
+from healthslm.training.checkpoint import (
     find_damage,
     list_checkpoints,
     load_optimizers,
@@ -29,10 +32,7 @@ from healthslm.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from healthslm.errors import UserError
-from healthslm.files import remove_partials
-from healthslm.models import make_model, open_model
-from healthslm.optimization import make_optimizers, set_learning_rates
+from healthslm.training.optimization import make_optimizers, set_learning_rates
 
 TINY_GPT2 = {
     "model_type": "gpt2", "vocab_size": 512, "n_embd": 8, "n_layer": 11, "n_head": 2, "n_positions": 64,

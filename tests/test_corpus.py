@@ -19,15 +19,15 @@ import pytest
 from rensa import RMinHash
 from xxhash import xxh3_64_intdigest
 
-from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.corpus.build import CorpusOptions, build_corpus
+from healthslm.corpus.pubmed import read_records
+from healthslm.corpus.pubmed_files import find_pubmed_files
+from healthslm.corpus.records import RECORD_SCHEMA, record_document
+from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
+from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.signatures import ngram_hashes
 from healthslm.documents import DOCUMENT_SCHEMA, SPLITS, document_id, document_text, split_of, text_hash
 from healthslm.errors import UserError
-from healthslm.pubmed import read_records
-from healthslm.pubmed_files import find_pubmed_files
-from healthslm.records import RECORD_SCHEMA, record_document
-from healthslm.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.selection import list_dropped
-from healthslm.signatures import ngram_hashes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "sample" / "pubmed"
@@ -341,7 +341,7 @@ def test_a_document_without_end_is_refused_before_memory_is_full(tmp_path, name)
         for _ in range(600):
             file.write(b"word " * 2**18)
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({2**30}, {2**30}))"
-    program = f"{limit}\nfrom healthslm.sources import read_rows\nlist(read_rows({str(tmp_path / name)!r}))"
+    program = f"{limit}\nfrom healthslm.corpus.sources import read_rows\nlist(read_rows({str(tmp_path / name)!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     message = done.stderr.splitlines()[-1]
     assert f"{name}: {'line 2: ' if 'jsonl' in name else ''}longer than" in message, done.stderr[-2000:]

@@ -21,15 +21,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from pipeline_folders import SAMPLE
 
-from healthslm.corpus import CorpusOptions, build_corpus
-from healthslm.corpus_figures import BLUE, VERMILION, draw_figures
-from healthslm.corpus_statistics import BINS_PER_CONTEXT, corpus_statistics, shorten, token_statistics
-from healthslm.data_card import REASONS, DataCardOptions, describe_corpus, size_category
+from healthslm.corpus.build import CorpusOptions, build_corpus
+from healthslm.corpus.data_card import REASONS, DataCardOptions, describe_corpus, size_category
+from healthslm.corpus.figures import BLUE, VERMILION, draw_figures
+from healthslm.corpus.statistics import BINS_PER_CONTEXT, corpus_statistics, shorten, token_statistics
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
-from healthslm.tokenize import TokenizeOptions, tokenize_corpus
-from healthslm.tokens import TokenizedSplit
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokenization.tokens import TokenizedSplit
 
 ODD_SOURCE = "a|b_*c*<i>[x](y) $1$"
 GERMAN = """Die Behandlung mit dem neuen Wirkstoff wurde von allen Patienten gut vertragen, und die Beschwerden gingen

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from slurm import checks_of_bash
 from transformers import AutoModelForCausalLM
 
-from healthslm.metrics import read_metrics
+from healthslm.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WATCHED = REPOSITORY / "tests" / "watched_pretrain.py"

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from ncbi_server import NcbiServer, serving, write_pubmed_file
 
-from healthslm import download
-from healthslm.download import DownloadOptions, download_pubmed, list_files, select_files
+from healthslm.corpus import download
+from healthslm.corpus.download import DownloadOptions, download_pubmed, list_files, select_files
+from healthslm.corpus.pubmed_files import find_pubmed_files
 from healthslm.errors import UserError
-from healthslm.pubmed_files import find_pubmed_files
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "download_pubmed.py"
 

@@ -17,17 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline_folders import SAMPLE
 
-from healthslm import download, evaluation_set
-from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.corpus import download
+from healthslm.corpus.build import CorpusOptions, build_corpus
+from healthslm.corpus.sources import find_sources, read_rows
 from healthslm.errors import UserError
-from healthslm.evaluation_set import (
+from healthslm.evaluation import evaluation_set
+from healthslm.evaluation.evaluation_set import (
     FetchOptions,
     fetch_evaluation_set,
     read_evaluation_set,
     read_held_out_pubmed,
     write_evaluation_set,
 )
-from healthslm.sources import find_sources, read_rows
 
 # As efetch begins its answers.
 HEAD = b"""<?xml version="1.0" ?>

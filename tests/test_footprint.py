@@ -5,8 +5,8 @@ import torch
 from networks import network
 from transformers import GenerationMixin
 
-from healthslm import footprint
-from healthslm.footprint import measure_sizes, measure_speed
+from healthslm.evaluation import footprint
+from healthslm.evaluation.footprint import measure_sizes, measure_speed
 
 # Rows of whole blocks of 64 weights, as four bits want them.
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}

@@ -7,10 +7,10 @@ import torch
 from pipeline_folders import TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from healthslm.bits_per_byte import score_documents
-from healthslm.checkpoint import save_model
+from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.models import make_model
-from healthslm.tokens import TokenizedSplit
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.checkpoint import save_model
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,14 @@ import torch
 from small_model import byte_tokenizer, small_model
 from transformers import set_seed
 
-from healthslm.encoding import encode_texts
-from healthslm.generation_quality import describe_generation, generate_documents, generate_titles, score_titles
-from healthslm.intervals import mean
+from healthslm.evaluation.generation_quality import (
+    describe_generation,
+    generate_documents,
+    generate_titles,
+    score_titles,
+)
+from healthslm.evaluation.intervals import mean
+from healthslm.tokenization.encoding import encode_texts
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ from pipeline_folders import TINY_MODEL
 from small_model import byte_tokenizer, small_model
 from transformers import AutoTokenizer
 
-from healthslm.bits_per_byte import token_bits
-from healthslm.checkpoint import save_model
 from healthslm.errors import UserError
-from healthslm.held_out import (
+from healthslm.evaluation.bits_per_byte import token_bits
+from healthslm.evaluation.held_out import (
     FEWEST_DOCUMENTS,
     SECTIONS,
     bootstrap_interval,
@@ -29,6 +28,7 @@ from healthslm.held_out import (
     xz_bits_per_byte,
 )
 from healthslm.models import make_model
+from healthslm.training.checkpoint import save_model
 
 # Characters of one to four bytes, in both halves of the document.
 STRUCTURED = {

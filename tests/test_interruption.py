@@ -14,11 +14,11 @@ import psutil
 import pytest
 from pipeline_folders import TINY_MODEL
 
-from healthslm.checkpoint import find_damage, list_checkpoints
-from healthslm.interruption import StopSignals
-from healthslm.metrics import read_metrics
-from healthslm.recipe import PretrainOptions
-from healthslm.training import pretrain
+from healthslm.training.checkpoint import find_damage, list_checkpoints
+from healthslm.training.interruption import StopSignals
+from healthslm.training.loop import pretrain
+from healthslm.training.metrics import read_metrics
+from healthslm.training.recipe import PretrainOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOAK = REPOSITORY / "tests" / "soak.py"

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from lxml import etree
 
-from healthslm.language import is_english
-from healthslm.markup import inner_text
+from healthslm.corpus.language import is_english
+from healthslm.corpus.markup import inner_text
 
 # The same finding in languages that PubMed's abstracts come in.
 FOREIGN = {

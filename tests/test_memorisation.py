@@ -6,8 +6,8 @@ import torch
 from networks import random_ids
 from small_model import small_model
 
-from healthslm.intervals import mean, share
-from healthslm.memorisation import choose_openings, continue_greedily, measure_matches
+from healthslm.evaluation.intervals import mean, share
+from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_matches
 
 SEPARATOR = 0
 

@@ -11,12 +11,20 @@ import pytest
 import torch
 from small_model import byte_tokenizer, small_model
 
-from healthslm.encoding import encode_texts
-from healthslm.intervals import share
-from healthslm.minimal_pairs import KINDS, Term, TermFinder, build_pairs, count_terms, read_terms, score_pairs
-from healthslm.sentences import sentence_end
-from healthslm.sources import read_rows
-from healthslm.terms import TERM_CLASSES
+from healthslm.corpus.sources import read_rows
+from healthslm.evaluation.intervals import share
+from healthslm.evaluation.minimal_pairs import (
+    KINDS,
+    Term,
+    TermFinder,
+    build_pairs,
+    count_terms,
+    read_terms,
+    score_pairs,
+)
+from healthslm.evaluation.sentences import sentence_end
+from healthslm.tokenization.encoding import encode_texts
+from healthslm.tokenization.terms import TERM_CLASSES
 
 TERMS = [
     Term("drugs", "aspirin", ("acetylsalicylic acid", "ASA")),

@@ -10,7 +10,7 @@ import torch
 from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from healthslm.held_out import measure_held_out
+from healthslm.evaluation.held_out import measure_held_out
 
 FIGURES = 4
 

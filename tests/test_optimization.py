@@ -5,7 +5,7 @@ import torch
 from pipeline_folders import TINY_MODEL
 
 from healthslm.models import make_model, zero_residual_projections
-from healthslm.optimization import make_optimizers, set_learning_rates
+from healthslm.training.optimization import make_optimizers, set_learning_rates
 
 TINY_GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 SETTINGS = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from healthslm.errors import UserError
-from healthslm.packing import PackedRows, document_bounds, prepared_ahead
-from healthslm.tokens import TokenizedSplit
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.packing import PackedRows, document_bounds, prepared_ahead
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import unicodedata
 import pyarrow.parquet as pq
 import pytest
 
-from healthslm.passages import split_passages
+from healthslm.corpus.passages import split_passages
 
 ALPHABET = [
     "a",

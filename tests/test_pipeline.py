@@ -11,7 +11,7 @@ import psutil
 import pytest
 import slurm
 
-from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from command_line import parse
-from healthslm.attention import PACKED_DOCUMENTS
-from healthslm.gradients import bf16_autocast
 from healthslm.models import accepts, make_model
-from healthslm.optimization import make_optimizers
-from healthslm.plan import describe_plan, flops_per_token, memory_by_part
-from healthslm.recipe import PretrainOptions, make_schedule
+from healthslm.training.attention import PACKED_DOCUMENTS
+from healthslm.training.gradients import bf16_autocast
+from healthslm.training.optimization import make_optimizers
+from healthslm.training.plan import describe_plan, flops_per_token, memory_by_part
+from healthslm.training.recipe import PretrainOptions, make_schedule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

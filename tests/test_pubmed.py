@@ -14,9 +14,9 @@ from xml.etree.ElementTree import Element
 import pytest
 from lxml import etree
 
+from healthslm.corpus.markup import inner_text, one_line
+from healthslm.corpus.pubmed import MAX_CITATION_BYTES, clean_title, read_records
 from healthslm.errors import UserError
-from healthslm.markup import inner_text, one_line
-from healthslm.pubmed import MAX_CITATION_BYTES, clean_title, read_records
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
 SMALL_FILES = [
@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_the_file(test_data):
     peaks = []
     for name in ("samples/pubmed6.xml", "baseline/pubmed26n0001.xml.gz"):
         code = (
-            "import resource, sys; from pathlib import Path; from healthslm.pubmed import read_records\n"
+            "import resource, sys; from pathlib import Path; from healthslm.corpus.pubmed import read_records\n"
             "for record in read_records(Path(sys.argv[1])): pass\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
@@ -387,7 +387,7 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 from healthslm.errors import UserError
-from healthslm.pubmed import read_records
+from healthslm.corpus.pubmed import read_records
 
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 count = 0

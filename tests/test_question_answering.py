@@ -15,8 +15,7 @@ from small_model import byte_tokenizer, small_model
 from transformers import PreTrainedModel
 
 from healthslm.errors import UserError
-from healthslm.models import zero_residual_projections
-from healthslm.question_answering import (
+from healthslm.evaluation.question_answering import (
     Answers,
     ask,
     hub_task,
@@ -27,6 +26,7 @@ from healthslm.question_answering import (
     pubmedqa_task,
     summarise,
 )
+from healthslm.models import zero_residual_projections
 
 SEPARATOR = 0
 DECISIONS = ["yes", "no", "maybe"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from command_line import parse
-from healthslm.metrics import read_metrics
 from healthslm.models import make_model, open_model
-from healthslm.recipe import PretrainOptions, make_schedule
+from healthslm.training.metrics import read_metrics
+from healthslm.training.recipe import PretrainOptions, make_schedule
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluation.yaml"})

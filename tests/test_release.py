@@ -22,17 +22,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import parse
-from healthslm import release as release_module
-from healthslm.data_card import DataCardOptions, describe_corpus
+from healthslm.corpus.data_card import DataCardOptions, describe_corpus
 from healthslm.errors import UserError
-from healthslm.evaluation_figures import FIGURES, TRAINING
-from healthslm.hardware import describe_hardware
-from healthslm.recipe import PretrainOptions
-from healthslm.release import ReleaseOptions, check_improvement, publish_all, release
-from healthslm.release_card import BEGIN, END, insert_section
-from healthslm.release_evaluation import MEASURES
-from healthslm.training import pretrain
-from healthslm.training_report import TrainingReport, report_training
+from healthslm.evaluation.figures import FIGURES, TRAINING
+from healthslm.evaluation.measures import MEASURES
+from healthslm.release import release as release_module
+from healthslm.release.card import BEGIN, END, insert_section
+from healthslm.release.release import ReleaseOptions, check_improvement, publish_all, release
+from healthslm.release.training_report import TrainingReport, report_training
+from healthslm.training.hardware import describe_hardware
+from healthslm.training.loop import pretrain
+from healthslm.training.recipe import PretrainOptions
 
 MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
 UPDATES, BATCH_TOKENS = 30, 512

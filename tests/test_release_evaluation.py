@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import parse
-from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
-from healthslm.generation_quality import generate_documents
+from healthslm.evaluation.bits_per_byte import score_documents
+from healthslm.evaluation.generation_quality import generate_documents
+from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
 from healthslm.models import make_model
-from healthslm.release_evaluation import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
 
 NOT_REPEATABLE = "footprint.json"  # the time that generating takes
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from healthslm.held_out import measure_held_out
+from healthslm.evaluation.held_out import measure_held_out
 
 NOT_NEEDED = (
     "accelerate", "bitsandbytes", "datasets", "datatrove", "duckdb", "jinja2", "jsonargparse", "lm_eval", "lxml",

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from healthslm.errors import UserError
-from healthslm.schedule import Schedule
+from healthslm.training.schedule import Schedule
 
 UPDATES = 100
 

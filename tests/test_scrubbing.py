@@ -7,7 +7,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 
-from healthslm.scrubbing import scrub
+from healthslm.corpus.scrubbing import scrub
 
 SENTENCE = "Mortality fell by 3% in both groups."
 

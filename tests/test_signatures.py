@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from healthslm.signatures import BANDS, ROWS, minhash_bands, ngram_hashes
+from healthslm.corpus.signatures import BANDS, ROWS, minhash_bands, ngram_hashes
 
 TEXT = "Vitamin D3 (25-OH) and the risk of falls: a meta-analysis. Straße, ﬁbre and naïve β-cells; IL-6 > 5 µg/mL." * 2
 
@@ -125,7 +125,9 @@ def test_case_punctuation_white_space_and_unicode_form_do_not_matter(signature):
 
 
 def test_signatures_are_the_same_in_every_process():
-    program = f"from healthslm.signatures import *; print(minhash_bands({TEXT!r}), ngram_hashes({TEXT!r}).tolist())"
+    program = (
+        f"from healthslm.corpus.signatures import *; print(minhash_bands({TEXT!r}), ngram_hashes({TEXT!r}).tolist())"
+    )
     printed = {
         subprocess.run(
             [sys.executable, "-c", program],

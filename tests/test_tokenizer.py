@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.errors import UserError
-from healthslm.tokenizer import TokenizerOptions, train_tokenizer
+from healthslm.tokenization.tokenizer import TokenizerOptions, train_tokenizer
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 SENTENCES = [

@@ -11,8 +11,8 @@ from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from healthslm.errors import UserError
-from healthslm.terms import find_terms
-from healthslm.tokenizer_report import TokenizerReportOptions, measure, report_tokenizers, tokens_per_term
+from healthslm.tokenization.terms import find_terms
+from healthslm.tokenization.tokenizer_report import TokenizerReportOptions, measure, report_tokenizers, tokens_per_term
 
 TEXTS = [
     "Enalapril, 12.5 mg, and amlodipine lowered blood pressure in 1,024 patients with nephropathy (p<0.05).",

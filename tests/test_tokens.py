@@ -18,8 +18,8 @@ from transformers import TokenizersBackend
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.errors import UserError
-from healthslm.tokenize import TokenizeOptions, tokenize_corpus
-from healthslm.tokens import TokenizedSplit
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokenization.tokens import TokenizedSplit
 
 DOCUMENTS = {
     "train/a": [("Title", "Text of the β-blocker.\nSecond line."), ("", "Untitled"), ("Only a title", "")],
@@ -153,7 +153,7 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(corpus, repository, tmp_pa
 
 
 def test_the_reader_needs_numpy_and_nothing_heavier(tokens):
-    code = "import sys; from healthslm.tokens import TokenizedSplit; from pathlib import Path; " + (
+    code = "import sys; from healthslm.tokenization.tokens import TokenizedSplit; from pathlib import Path; " + (
         "TokenizedSplit(Path(sys.argv[1]), 'train').document(0); "
         "assert not {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datatrove'} & set(sys.modules)"
     )

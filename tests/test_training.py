@@ -17,17 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from healthslm import checkpoint, training
-from healthslm.bits_per_byte import score_documents
-from healthslm.checkpoint import find_damage
 from healthslm.errors import UserError
-from healthslm.gradients import accumulate_gradients, bf16_autocast
-from healthslm.metrics import read_metrics
+from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.models import make_model
-from healthslm.packing import PackedRows
-from healthslm.recipe import PretrainOptions
-from healthslm.tokens import TokenizedSplit
-from healthslm.training import pretrain
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training import checkpoint, loop
+from healthslm.training.checkpoint import find_damage
+from healthslm.training.gradients import accumulate_gradients, bf16_autocast
+from healthslm.training.loop import pretrain
+from healthslm.training.metrics import read_metrics
+from healthslm.training.packing import PackedRows
+from healthslm.training.recipe import PretrainOptions
 
 TINY_GPT2 = {
     "model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
@@ -300,7 +300,7 @@ def test_options_that_change_no_result_may_change(finished_run, options, tmp_pat
 @pytest.fixture
 def spoilt_updates(monkeypatch) -> Callable[..., None]:
     """Have the loss of some updates, counted from 0, or their gradients, become infinite."""
-    real = training.accumulate_gradients
+    real = loop.accumulate_gradients
 
     def spoil(updates: range, what: str) -> None:
         calls = iter(range(1000))
@@ -313,7 +313,7 @@ def spoilt_updates(monkeypatch) -> Callable[..., None]:
                 next(model.parameters()).grad[0] = torch.nan
             return loss
 
-        monkeypatch.setattr(training, "accumulate_gradients", accumulate)
+        monkeypatch.setattr(loop, "accumulate_gradients", accumulate)
 
     return spoil
 
@@ -354,7 +354,7 @@ def test_a_compiled_network_trains_as_a_plain_one(finished_run, options, tmp_pat
 
 
 def test_a_run_gives_up_when_too_many_updates_in_a_row_are_not_finite(options, tmp_path, spoilt_updates, monkeypatch):
-    monkeypatch.setattr(training, "MAX_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr(loop, "MAX_SKIPPED_IN_A_ROW", 3)
     spoilt_updates(range(4, 9), "gradient")
     run = tmp_path / "run"
     with pytest.raises(UserError, match=f"of 3 updates in a row.*last good checkpoint is {run}/checkpoints/step-4"):
@@ -363,10 +363,10 @@ def test_a_run_gives_up_when_too_many_updates_in_a_row_are_not_finite(options, t
 
 
 def test_a_leap_of_the_loss_is_noted_with_its_place(options, tmp_path, monkeypatch):
-    real = training.accumulate_gradients
+    real = loop.accumulate_gradients
     calls = iter(range(1000))
     monkeypatch.setattr(
-        training, "accumulate_gradients", lambda *arguments: real(*arguments) * (3.0 if next(calls) == 104 else 1.0)
+        loop, "accumulate_gradients", lambda *arguments: real(*arguments) * (3.0 if next(calls) == 104 else 1.0)
     )
     small = TINY_MODEL | {"num_hidden_layers": 1}
     pretrain(options(tmp_path / "run", model=small, max_tokens=106 * 256, batch_tokens=256, evaluate_every=1000))

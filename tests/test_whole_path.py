@@ -30,7 +30,7 @@ import pytest
 from ncbi_server import serving, write_pubmed_file
 from tokenizers import Tokenizer
 
-from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.corpus.build import CorpusOptions, build_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "sample" / "pubmed"
@@ -511,7 +511,7 @@ def test_processes_end_with_the_one_that_started_them_and_do_not_disturb_the_nex
 KILLED_BUILD = """
 import os, re, signal, sys
 from pathlib import Path
-from healthslm.corpus import CorpusOptions, build_corpus
+from healthslm.corpus.build import CorpusOptions, build_corpus
 
 output, pubmed, min_words, operation, path = sys.argv[1:]
 

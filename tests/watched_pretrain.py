@@ -18,8 +18,8 @@ import torch
 from accelerate.state import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
 
-import healthslm.training
-from healthslm.packing import PackedRows
+from healthslm.training import loop
+from healthslm.training.packing import PackedRows
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -45,7 +45,7 @@ class Watch:
 def watch_over(watch: Watch) -> None:
     rows, weights, updates = [], [], 0
     batch_of = PackedRows.batch
-    accumulate_gradients, save_checkpoint = healthslm.training.accumulate_gradients, healthslm.training.save_checkpoint
+    accumulate_gradients, save_checkpoint = loop.accumulate_gradients, loop.save_checkpoint
 
     def batch(self: PackedRows, positions: range, longest: int | None = None) -> dict:
         found = batch_of(self, positions, longest)
@@ -73,8 +73,8 @@ def watch_over(watch: Watch) -> None:
         Path(watch.record, f"{RANK}.json").write_text(json.dumps(told))
 
     PackedRows.batch = batch
-    healthslm.training.accumulate_gradients = accumulate
-    healthslm.training.save_checkpoint = save
+    loop.accumulate_gradients = accumulate
+    loop.save_checkpoint = save
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     sys.argv = ["pretrain.py", *arguments]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
     from command_line import run
-    from healthslm.recipe import PretrainOptions
+    from healthslm.training.recipe import PretrainOptions
 
-    run(healthslm.training.pretrain, PretrainOptions)
+    run(loop.pretrain, PretrainOptions)

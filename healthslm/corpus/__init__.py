@@ -1,0 +1,1 @@
+"""From NCBI's files and others to a clean corpus in three splits."""

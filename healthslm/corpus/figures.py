@@ -1,0 +1,156 @@
+"""The figures of a data card: documents by source, licence, year and length, and passages by number of tokens.
+
+Each function draws what `healthslm.corpus.statistics` has counted; nothing is read or counted here. The images are the
+same whatever Matplotlib's settings are where they are drawn.
+"""
+
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from healthslm.corpus.statistics import (
+    BINS_PER_CONTEXT,
+    BINS_PER_DOUBLING,
+    Row,
+    Statistics,
+    TokenStatistics,
+    shorten,
+    sum_by,
+    token_edges,
+)
+
+SOURCES, LICENSES, YEARS, LENGTHS, TOKENS = FIGURES = tuple(
+    f"{name}.png" for name in ("sources", "licences", "years", "lengths", "tokens")
+)
+DRAWN_NAMES = 15
+DRAWN_KINDS = 5
+
+# Okabe and Ito, "Color Universal Design", 2008: colours that people with any colour vision tell apart.
+BLUE, VERMILION = "#0072B2", "#D55E00"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
+THOUSANDS = "{x:,.0f}"
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.wspace": 0.06,
+    "grid.color": "0.9",
+    "text.parse_math": False,
+}
+
+
+def write_figures(folder: Path, statistics: Statistics, tokens: TokenStatistics | None) -> None:
+    """Write the figures as images of 150 dots an inch that hold no time and no version."""
+    with matplotlib.style.context(["default", STYLE]):  # whatever the user's is
+        for name, figure in draw_figures(statistics, tokens).items():
+            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+
+
+def draw_figures(statistics: Statistics, tokens: TokenStatistics | None) -> dict[str, Figure]:
+    """The figures by the names of their files: none by year where no document states one, and none of no tokens."""
+    years = {year: count for year, count in statistics["years"] if year is not None}
+    figures = {
+        SOURCES: draw_shares(shorten(sum_by(statistics["sources"], column=0), DRAWN_NAMES)),
+        LICENSES: draw_shares(shorten(sum_by(statistics["sources"], column=1), DRAWN_NAMES)),
+        LENGTHS: draw_lengths(statistics["lengths"]),
+    }
+    if years:
+        figures[YEARS] = draw_years(years)
+    if tokens is not None:
+        figures[TOKENS] = draw_tokens(tokens)
+    return figures
+
+
+def draw_shares(rows: list[Row]) -> Figure:
+    """Bars of documents and, beside them, of bytes; a row is a name and these two."""
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)))
+    left, right = figure.subplots(1, 2, sharey=True)
+    names, documents, num_bytes = zip(*rows, strict=True)
+    for ax, values, colour, label, ticks, numbers in (
+        (left, documents, BLUE, "documents", THOUSANDS, "{:,.0f}"),
+        (right, num_bytes, VERMILION, "bytes of text in UTF-8", EngFormatter("B"), EngFormatter("B", places=1)),
+    ):
+        bars = ax.barh(range(len(rows)), values, color=colour)
+        ax.bar_label(bars, fmt=numbers, padding=3, fontsize=8)
+        ax.set_xlim(0, max(values) * 1.3)
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_formatter(ticks)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.grid(axis="x")
+    left.set_yticks(
+        range(len(rows)), ["\n".join(textwrap.wrap(name, 44, max_lines=2, placeholder=" …")) for name in names]
+    )
+    left.invert_yaxis()
+    right.tick_params(axis="y", left=False)
+    return figure
+
+
+def draw_years(years: dict[int, int]) -> Figure:
+    """Bars of documents by year of publication."""
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(xlabel="year of publication", ylabel="documents a year")
+    ax.bar(years.keys(), years.values(), width=0.9, color=BLUE)
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if max(years.values()) > 100 * min(years.values()):
+        ax.set(yscale="log", ylabel="documents a year (logarithmic)", ylim=(0.7, None))
+    ax.set_xlim(min(years) - 1, max(years) + 1)
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    ax.grid(axis="y")
+    return figure
+
+
+def draw_lengths(lengths: list[Row]) -> Figure:
+    """One line for each kind of text: the share of its documents by length, in bins that are even in the logarithm."""
+    kinds: dict[str, Counter[int]] = {}
+    for kind, place, count in lengths:
+        kinds.setdefault(kind, Counter())[place] = count
+    ordered = sorted(kinds, key=lambda kind: (-kinds[kind].total(), kind))
+    drawn = {kind: kinds[kind] for kind in ordered[:DRAWN_KINDS]}
+    if others := ordered[DRAWN_KINDS:]:
+        drawn["others"] = sum((kinds[kind] for kind in others), Counter())
+
+    places = range(min(map(min, drawn.values())), max(map(max, drawn.values())) + 1)
+    edges = 2.0 ** (np.arange(places.start, places.stop + 1) / BINS_PER_DOUBLING)
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(
+        xlabel="bytes of text of a document (logarithmic)", ylabel="share of the kind's documents", xscale="log"
+    )
+    for (kind, counts), colour, style in zip(drawn.items(), COLOURS, LINE_STYLES, strict=False):
+        documents = counts.total()
+        shares = [counts[place] / documents for place in places]
+        noun = "document" if documents == 1 else "documents"
+        ax.stairs(shares, edges, color=colour, linestyle=style, lw=1.8, label=f"{kind}: {documents:,} {noun}")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.yaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    ax.grid()
+    ax.legend(frameon=False)
+    return figure
+
+
+def draw_tokens(tokens: TokenStatistics) -> Figure:
+    """Bars of passages by their number of tokens, with the context marked."""
+    context, edges = tokens.context, token_edges(tokens.context)
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(xlabel="tokens of a passage, its separator included", ylabel="passages")
+    colours = [BLUE] * BINS_PER_CONTEXT + [VERMILION] * BINS_PER_CONTEXT
+    ax.bar(edges[:-1], tokens.histogram, np.diff(edges) * 0.92, align="edge", color=colours)
+    ax.axvline(context + 0.5, color="black", linestyle="--", lw=1)
+    label = f" context: {context:,} tokens\n longer: {tokens.too_long:,} passages"
+    ax.annotate(label, (context, 1), xycoords=("data", "axes fraction"), va="top")
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set_xlim(0, 2 * context)
+    ticks = np.arange(9) * context / 4
+    ax.set_xticks(ticks, [*(f"{tick:,.0f}" for tick in ticks[:-1]), f"{2 * context:,}\nor more"])
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    ax.grid(axis="y")
+    return figure

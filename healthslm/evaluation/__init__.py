@@ -1,0 +1,1 @@
+"""What a model is worth, measured by definitions that hold for every model."""

@@ -1,0 +1,70 @@
+"""Evaluating a model on held-out documents."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from healthslm.corpus.sources import find_sources, read_rows
+from healthslm.documents import document_text
+from healthslm.errors import UserError
+from healthslm.evaluation.bits_per_byte import score_documents
+from healthslm.files import write_json
+from healthslm.models import open_model
+from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationOptions:
+    """Options of `evaluate`."""
+
+    model: str
+    """Folder or Hub name of a causal language model, with its tokenizer."""
+    data: list[str]
+    """Files with columns title and text (Parquet or JSON Lines), folders or patterns of them."""
+    output: Path | None = None
+    """JSON file to write the figures to."""
+    documents: int | None = None
+    """Evaluate on the first so many documents; by default on all."""
+    context: int | None = None
+    """Window in tokens; by default the model's context."""
+    batch_tokens: int = 1024
+    """Tokens of a forward pass: changes memory and speed, not the result."""
+
+
+def evaluate(options: EvaluationOptions) -> None:
+    """Measure loss, perplexity and bits per byte of a model on documents.
+
+    Raises:
+        UserError: There is no such model, tokenizer or document.
+    """
+    tokenizer = load_tokenizer(options.model)
+    model = open_model(options.model)
+    texts = [
+        document_text(row.get("title") or "", row["text"])
+        for source in find_sources(options.data)
+        for row in read_rows(source.location)
+        if row.get("text")
+    ][: options.documents]
+    if not texts:
+        raise UserError(f"{' '.join(options.data)}: no document in a column `text`")
+    documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)]
+    score = score_documents(
+        model,
+        documents,
+        [len(text.encode()) for text in texts],
+        context=options.context,
+        batch_tokens=options.batch_tokens,
+        progress=True,
+    )
+    result = {"model": options.model, "data": options.data, **score.to_dict()}
+    if options.output is not None:
+        write_json(options.output, result)
+    logger.info(
+        "%s: %.4f bits per byte, loss %.4f, perplexity %.2f, on %d documents of %d tokens and %d bytes",
+        *(options.model, score.bits_per_byte, score.loss, score.perplexity),
+        *(score.documents, score.tokens, score.bytes),
+    )

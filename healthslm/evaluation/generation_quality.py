@@ -1,0 +1,210 @@
+"""What generated documents are like, beside documents that people wrote.
+
+Words are runs of letters and digits with case folded away, as in `healthslm.corpus.signatures`; n-grams lie within a
+document.
+
+- `repeated_4grams`: of a document's 4-grams, the share that stood in it before (Welleck et al. 2020, "Neural Text
+  Generation with Unlikelihood Training").
+- `distinct`: different n-grams over all n-grams of all documents together (Li et al. 2016, "A Diversity-Promoting
+  Objective Function for Neural Conversation Models"). It falls as text grows: so it is taken over the first n-grams of
+  each set, as many as the smaller set has.
+- `in_training`: of a document's 8-grams and 13-grams, the share that stand anywhere in the training text.
+
+A title for an abstract is asked for in words, since a document has its title in front of its text and none behind: the
+model sees the separator, the abstract, a newline and "Title:", and writes greedily up to the end of the line. No
+training document looks like that. This is zero-shot, and a small model is expected to lose against the abstract's own
+first sentence, which stands beside it as the baseline. ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004, "ROUGE: A Package for
+Automatic Evaluation of Summaries") are F-measures with Porter's stemmer, against the true title.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from healthslm.corpus.signatures import ngram_hashes
+from healthslm.evaluation.intervals import mean
+from healthslm.evaluation.sentences import sentence_end
+from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
+from healthslm.tokenization.encoding import encode_texts, separator_id
+
+MAX_DOCUMENT_TOKENS = 512
+MAX_TITLE_TOKENS = 48
+TITLE_PROMPT = "\nTitle:"
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+_REPEATED, _DISTINCT, _OVERLAPS = 4, (1, 2, 3), (8, 13)
+
+
+def generate_documents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    max_tokens: int = MAX_DOCUMENT_TOKENS,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[list[int]]:
+    """Let the model write documents from the separator alone, sampling as `scripts/generate.py` does by default.
+
+    Args:
+        max_tokens: A document that has not ended by then is left unfinished.
+        batch_size: Another one gives other documents of the same distribution, since all share one random stream.
+
+    Returns:
+        The tokens of each document, without separators.
+    """
+    set_seed(seed)
+    sampling = {name: getattr(GenerationOptions, name) for name in ("temperature", "top_k", "top_p")}
+    documents: list[list[int]] = []
+    with tqdm(total=count, desc="generating", unit="document", disable=not progress) as bar:
+        while len(documents) < count:
+            prompts = torch.full((min(batch_size, count - len(documents)), 1), separator_id(tokenizer))
+            documents += _continue(model, tokenizer, prompts, max_tokens, do_sample=True, **sampling)
+            bar.update(len(prompts))
+    return documents
+
+
+def describe_generation(
+    tokenizer: PreTrainedTokenizerBase,
+    generated: list[list[int]],
+    human: list[str],
+    training_texts: Iterable[str],
+    max_tokens: int = MAX_DOCUMENT_TOKENS,
+) -> dict[str, dict[str, Any]]:
+    """Hold generated documents against those of people, see the module's docstring.
+
+    Args:
+        generated: What `generate_documents` returned for the same `max_tokens`.
+        human: Held-out documents, titles included, as many; each is cut to `max_tokens` first, as generated ones are.
+        training_texts: All documents that the model was trained on, titles included. They are read once; what is held
+            in memory grows with the other documents alone.
+
+    Returns:
+        For "generated" and "human": `documents`; `ended`, the share that ended within `max_tokens`; `tokens` and
+        `words`, the mean length of a document; `repeated_4grams`; `distinct` by n; `in_training` by n. All means are
+        over documents, {"mean": …, "interval": [lower, upper]}, with 95% intervals; a document that is shorter than n
+        words counts as 0.
+    """
+    sets = {"generated": generated, "human": [ids[: max_tokens + 1] for ids in encode_texts(tokenizer, human)]}
+    lengths = {name: np.array([len(ids) for ids in documents]) for name, documents in sets.items()}
+    texts = {
+        name: [tokenizer.decode(ids[:max_tokens], skip_special_tokens=True) for ids in documents]
+        for name, documents in sets.items()
+    }
+    ngrams = {
+        n: {name: [ngram_hashes(text, n) for text in documents] for name, documents in texts.items()}
+        for n in {_REPEATED, *_DISTINCT, *_OVERLAPS}
+    }
+    found = _in_training({n: ngrams[n]["generated"] + ngrams[n]["human"] for n in _OVERLAPS}, training_texts)
+    return {
+        name: {
+            "documents": len(documents),
+            # One of exactly so many tokens may have been about to end: it counts as unfinished in both sets.
+            "ended": float(np.mean(lengths[name] < max_tokens)),
+            "tokens": mean(np.minimum(lengths[name], max_tokens)),
+            "words": mean(np.array([len(words) for words in ngrams[1][name]])),
+            "repeated_4grams": mean(np.array([_repeated(hashes) for hashes in ngrams[_REPEATED][name]])),
+            "distinct": {str(n): _distinct(ngrams[n], name) for n in _DISTINCT},
+            "in_training": {
+                str(n): mean(np.array([_share_within(hashes, found[n]) for hashes in ngrams[n][name]]))
+                for n in _OVERLAPS
+            },
+        }
+        for name, documents in texts.items()
+    }
+
+
+def generate_titles(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    abstracts: list[str],
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[str]:
+    """Ask for the title of each abstract, see the module's docstring; empty where the model wrote none.
+
+    An abstract that leaves no room in the model's context is cut at its end.
+
+    Args:
+        batch_size: Changes memory and speed, not the result: rows are padded on the left, and padding is masked.
+    """
+    question = encode_texts(tokenizer, [TITLE_PROMPT])[0]
+    room = model.config.max_position_embeddings - MAX_TITLE_TOKENS - len(question) - 1
+    separator = separator_id(tokenizer)
+    prompts = [[separator, *ids[:room], *question] for ids in encode_texts(tokenizer, abstracts)]
+    titles: list[str] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="titles", unit="batch", disable=not progress):
+        batch = prompts[start : start + batch_size]
+        width = max(map(len, batch))
+        padded = torch.tensor([[separator] * (width - len(ids)) + ids for ids in batch])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch])
+        for ids in _continue(model, tokenizer, padded, MAX_TITLE_TOKENS, mask, **GREEDY):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            titles.append(text.strip().partition("\n")[0].strip())
+    return titles
+
+
+def score_titles(generated: list[str], titles: list[str], abstracts: list[str]) -> dict[str, Any]:
+    """ROUGE of generated titles against the true ones, beside that of each abstract's first sentence.
+
+    Returns:
+        `documents`, `prompt`, and for "generated" and "first_sentence" the mean F-measure of `rouge1`, `rouge2` and
+        `rougeL` with its 95% interval, {"mean": …, "interval": [lower, upper]}.
+    """
+    first_sentences = [abstract[: sentence_end(abstract)] for abstract in abstracts]
+    return {
+        "documents": len(titles),
+        "prompt": TITLE_PROMPT,
+        "generated": _rouge(generated, titles),
+        "first_sentence": _rouge(first_sentences, titles),
+    }
+
+
+def _continue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: torch.Tensor,
+    max_new_tokens: int,
+    mask: torch.Tensor | None = None,
+    **sampling: Any,
+) -> list[list[int]]:
+    """What the model writes behind each prompt, up to the separator."""
+    separator = separator_id(tokenizer)
+    written = continue_prompts(model, prompts, separator, max_new_tokens, mask, **sampling).tolist()
+    return [ids[: ids.index(separator)] if separator in ids else ids for ids in written]
+
+
+def _repeated(hashes: np.ndarray) -> float:
+    return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
+
+
+def _distinct(ngrams: dict[str, list[np.ndarray]], name: str) -> float:
+    compared = min(sum(map(len, documents)) for documents in ngrams.values())
+    return len(np.unique(np.concatenate(ngrams[name])[:compared])) / max(compared, 1)
+
+
+def _in_training(ngrams: dict[int, list[np.ndarray]], training_texts: Iterable[str]) -> dict[int, np.ndarray]:
+    """For each n, those of the n-grams that the training text holds: sorted hashes."""
+    sought = {n: np.unique(np.concatenate(hashes)) for n, hashes in ngrams.items()}
+    found = {n: np.zeros(len(hashes), dtype=bool) for n, hashes in sought.items()}
+    for text in training_texts:
+        for n, hashes in sought.items():
+            of_text = ngram_hashes(text, n)
+            places = np.searchsorted(hashes, of_text)  # the text is short beside what is sought
+            found[n][places[hashes.take(places, mode="clip") == of_text]] = True
+    return {n: hashes[found[n]] for n, hashes in sought.items()}
+
+
+def _share_within(hashes: np.ndarray, known: np.ndarray) -> float:
+    return float(np.isin(hashes, known).mean()) if len(hashes) else 0.0
+
+
+def _rouge(candidates: list[str], references: list[str]) -> dict[str, Any]:
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [scorer.score(*pair) for pair in zip(references, candidates, strict=True)]
+    return {name: mean(np.array([score[name].fmeasure for score in scores])) for name in ROUGE}

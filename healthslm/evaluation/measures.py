@@ -1,0 +1,240 @@
+"""The whole evaluation of a model, a JSON file for each measure:
+
+held_out.json        bits per byte of held-out abstracts, beside xz and the untrained network
+beside.json          those of other models
+pubmed.json          the same of the corpus's held-out PubMed citations, by decade and section
+pubmed_ids.jsonl     these citations as ids and checksums: scripts/fetch_evaluation_set.py fetches them
+minimal_pairs.json   the true term against another one, in its sentence
+pubmedqa.json        PubMedQA's questions, and MedQA and MedMCQA where a hub is reached
+generation.json      what generated documents and titles are like
+memorisation.json    how much of a document the model goes on with word for word
+footprint.json       size by precision, and speed
+
+Each holds, as `inputs`, what it was measured on by checksum: so a command that was stopped need not measure all again.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from healthslm.corpus.reader import read_texts, split_files
+from healthslm.corpus.report import REPORT
+from healthslm.corpus.sources import Row, read_rows
+from healthslm.documents import document_text
+from healthslm.errors import UserError
+from healthslm.evaluation.evaluation_set import read_held_out_pubmed, write_evaluation_set
+from healthslm.evaluation.footprint import measure_sizes, measure_speed
+from healthslm.evaluation.generation_quality import (
+    describe_generation,
+    generate_documents,
+    generate_titles,
+    score_titles,
+)
+from healthslm.evaluation.held_out import measure_held_out, measure_model, untrained_network, xz_bits_per_byte
+from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_matches
+from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs
+from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
+from healthslm.files import file_sha256, read_json, write_json
+from healthslm.models import open_model
+from healthslm.release.training_report import tokens_seen
+from healthslm.tokenization.encoding import load_tokenizer, separator_id
+from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
+
+logger = logging.getLogger(__name__)
+
+PUBMED_IDS = "pubmed_ids.jsonl"
+
+
+@dataclass(kw_only=True)
+class EvaluationData:
+    """What a model is measured on, and beside which others."""
+
+    corpus: Path
+    """Folder of the corpus that it was trained on: its training text, and its held-out PubMed citations."""
+    tokens: Path
+    """Folder of the same corpus as tokens."""
+    held_out: Path
+    """File of held-out abstracts, with columns title and text."""
+    pubmedqa: Path
+    """PubMedQA's test questions, as JSON Lines."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Other models, whose bits per byte on the same abstracts stand beside: their folders or Hub names, by the names to
+    show."""
+    documents: int = 500
+    """Documents to generate, titles to ask for, and half of the documents to look for memorised text in."""
+
+
+@dataclass(kw_only=True)
+class ReleaseEvaluationOptions(EvaluationData):
+    """Options of `evaluate_release`."""
+
+    model: str
+    """Folder or Hub name of the model, with its tokenizer."""
+    output: Path
+    """Folder of the results."""
+    only: list[str] = field(default_factory=list)
+    """Measures to take, by the names of their files; by default all."""
+    keep: bool = False
+    """Keep what the folder of the results has of this model and this data, rather than measure it again."""
+
+
+class Subject:
+    """What is measured, and what with: opened when first asked for."""
+
+    def __init__(self, options: ReleaseEvaluationOptions):
+        self.options = options
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return open_model(self.options.model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.options.model)
+
+    @cached_property
+    def held_out(self) -> list[Row]:
+        return list(read_rows(str(self.options.held_out)))
+
+    @cached_property
+    def held_out_texts(self) -> list[str]:
+        return [document_text(row.get("title") or "", row["text"]) for row in self.held_out]
+
+    def inputs(self, measure: str) -> dict[str, Any]:
+        """What a measure depends on, by checksum."""
+        options = self.options
+        files = (options.corpus / REPORT, options.tokens / INFO_FILE, options.held_out, options.pubmedqa)
+        inputs = {path.name: file_sha256(path) for path in files} | {"documents": options.documents}
+        if measure == "beside":
+            return inputs | {name: _weights(source) for name, source in options.beside.items()}
+        return inputs | {"model": _weights(options.model)}
+
+    def training_texts(self) -> Iterator[str]:
+        files = split_files(self.options.corpus, "train")
+        return (text for path in tqdm(files, desc="training text") for texts in read_texts(path) for text in texts)
+
+
+def _weights(model: str) -> str:
+    """The checksum of a folder's weights; what is on the Hub is known by its name."""
+    path = Path(model) / SAFE_WEIGHTS_NAME
+    return file_sha256(path) if path.is_file() else model
+
+
+def evaluate_release(options: ReleaseEvaluationOptions) -> None:
+    """Take the measures of a model, one after another, and write each as soon as it is taken.
+
+    Raises:
+        UserError: There is no such model, data or measure.
+    """
+    unknown = set(options.only) - set(MEASURES)
+    if unknown:
+        raise UserError(f"no measure {', '.join(sorted(unknown))}, only {', '.join(MEASURES)}")
+    subject = Subject(options)
+    for name in options.only or MEASURES:
+        path, inputs = options.output / f"{name}.json", subject.inputs(name)
+        if options.keep and path.is_file() and read_json(path).get("inputs") == inputs:
+            logger.info("keeping %s", path)
+            continue
+        logger.info("measuring %s", name)
+        write_json(path, MEASURES[name](subject) | {"inputs": inputs})
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a folder of results says, by measure, without what it was measured on."""
+    results = {measure: read_json(folder / f"{measure}.json") for measure in MEASURES}
+    return {measure: {key: found[key] for key in found if key != "inputs"} for measure, found in results.items()}
+
+
+def measure_abstracts(subject: Subject) -> dict[str, Any]:
+    return {
+        "data": subject.options.held_out.name,
+        "model": measure_held_out(subject.model, subject.tokenizer, subject.held_out, progress=True),
+        "untrained": measure_held_out(
+            untrained_network(subject.model), subject.tokenizer, subject.held_out, progress=True
+        ),
+        "xz": xz_bits_per_byte(subject.held_out_texts),
+    }
+
+
+def measure_others(subject: Subject) -> dict[str, Any]:
+    """Each with the tokens that it was trained on, where the folder of its run tells them."""
+    return {
+        "models": {
+            name: {"training_tokens": tokens_seen(Path(source))}
+            | measure_model(source, subject.held_out, progress=True)
+            for name, source in subject.options.beside.items()
+        }
+    }
+
+
+def measure_pubmed(subject: Subject) -> dict[str, Any]:
+    documents = read_held_out_pubmed(subject.options.corpus)
+    write_evaluation_set(subject.options.output / PUBMED_IDS, documents)
+    return measure_held_out(subject.model, subject.tokenizer, documents, progress=True)
+
+
+def measure_minimal_pairs(subject: Subject) -> dict[str, Any]:
+    terms = read_terms()
+    counts = count_terms(subject.training_texts(), terms)
+    pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, seed=0)
+    scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
+    return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
+
+
+def measure_question_answering(subject: Subject) -> dict[str, Any]:
+    model = subject.options.model
+    return {"pubmedqa": measure_pubmedqa(model, subject.options.pubmedqa), **measure_hub_tasks(model)}
+
+
+def measure_generation(subject: Subject) -> dict[str, Any]:
+    model, tokenizer, count = subject.model, subject.tokenizer, subject.options.documents
+    generated = generate_documents(model, tokenizer, count, seed=0, progress=True)
+    titled = [row for row in subject.held_out if row.get("title")][:count]
+    abstracts = [row["text"] for row in titled]
+    titles = generate_titles(model, tokenizer, abstracts, progress=True)
+    return {
+        "documents": describe_generation(
+            tokenizer, generated, subject.held_out_texts[:count], subject.training_texts()
+        ),
+        "titles": score_titles(titles, [row["title"] for row in titled], abstracts),
+        "samples": [tokenizer.decode(ids, skip_special_tokens=True) for ids in generated[:5]],  # the first, not chosen
+    }
+
+
+def measure_memorisation(subject: Subject) -> dict[str, Any]:
+    """Held-out documents are those of the corpus's own two other splits, which come from the same sources."""
+    train, *others = (TokenizedSplit(subject.options.tokens, split) for split in ("train", "validation", "test"))
+    held_out = [split.document(index) for split in others for index in range(len(split))]
+    count, separator = 2 * subject.options.documents, separator_id(subject.tokenizer)
+    openings = {
+        "training": choose_openings(train.document, len(train), count),
+        "held_out": choose_openings(held_out.__getitem__, len(held_out), count),
+    }
+    return {
+        name: measure_matches(continue_greedily(subject.model, rows, separator, progress=True), rows)
+        for name, rows in openings.items()
+    }
+
+
+def measure_footprint(subject: Subject) -> dict[str, Any]:
+    model = subject.options.model
+    return {"sizes": measure_sizes(model), "speed": measure_speed(model, separator_id(subject.tokenizer))}
+
+
+MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
+    "held_out": measure_abstracts,
+    "beside": measure_others,
+    "pubmed": measure_pubmed,
+    "minimal_pairs": measure_minimal_pairs,
+    "pubmedqa": measure_question_answering,
+    "generation": measure_generation,
+    "memorisation": measure_memorisation,
+    "footprint": measure_footprint,
+}

@@ -1,0 +1,1 @@
+"""From a run to the model repository: weights, results and the pages that tell of them."""

@@ -1,0 +1,153 @@
+"""Writing a tokenised corpus: each of its files becomes arrays of tokens, document ends and byte counts."""
+
+import logging
+import os
+import shutil
+import tempfile
+from array import array
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from healthslm.corpus import reader
+from healthslm.corpus.reader import read_texts, split_files
+from healthslm.documents import SPLITS
+from healthslm.errors import UserError
+from healthslm.files import file_sha256, naming_full_disk, read_json, write_json
+from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
+from healthslm.tables import make_stamp
+from healthslm.tokenization import encoding
+from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TokenizeOptions(ExecutorOptions):
+    """Options of `tokenize_corpus`."""
+
+    corpus: Path = field(kw_only=True)
+    """Corpus folder: Parquet files in train/, validation/ and test/."""
+    tokenizer: str = field(kw_only=True)
+    """Folder or Hub name of a tokenizer, any that Transformers opens as a fast one."""
+    output: Path = field(kw_only=True)
+    """Folder to write the arrays to."""
+
+
+def tokenize_corpus(options: TokenizeOptions) -> None:
+    """Turn every split of a corpus into arrays of tokens, as `healthslm.tokenization.tokens` describes and reads them.
+
+    Each corpus file is a task, whose process holds a batch of documents in memory. A run that was killed goes on.
+
+    Raises:
+        UserError: The corpus is missing, damaged or empty, or the tokenizer missing or unfit.
+    """
+    tokenizer = load_tokenizer(options.tokenizer)
+    files = {split: paths for split in SPLITS if (paths := split_files(options.corpus, split))}
+    if not files:
+        raise UserError(
+            f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them"
+        )
+    if options.output.exists() and not (options.output / INFO_FILE).exists():
+        raise UserError(f"{options.output}: holds other things than tokens, and would be replaced")
+
+    work = Workplace(options.output.absolute())
+    with naming_full_disk(work.folder), tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        sums = {str(path): file_sha256(path) for paths in files.values() for path in paths}
+        work.open(make_stamp([encoding, reader], tokenizer_sha256(Path(saved)), sums))
+        tokenizer.save_pretrained(work.output / TOKENIZER_FOLDER)
+        for split in files:
+            (work.output / split).mkdir(exist_ok=True)
+        inputs = [(path.absolute(), work.output / split) for split, paths in files.items() for path in paths]
+        writer = TokenWriter(inputs, work.output / TOKENIZER_FOLDER)
+        steps = [
+            Step("tokenise", [writer], len(inputs), work.finished("tokenise")),
+            Step("finish", [Call(_finish, work, files)], 1),
+        ]
+        if not run_steps(steps, options, work.logs):
+            logger.info("handed to Slurm; what each task says goes to %s", work.logs)
+            return
+    for split, counts in read_json(options.output / INFO_FILE)["splits"].items():
+        bytes_per_token = counts["bytes"] / max(counts["tokens"] - counts["documents"], 1)
+        logger.info(
+            "%s: %s documents, %s tokens, %.3f bytes per token",
+            *(split, f"{counts['documents']:,}", f"{counts['tokens']:,}", bytes_per_token),
+        )
+
+
+def _finish(work: Workplace, files: dict[str, list[Path]]) -> None:
+    """Write tokens.json, and put the folder under its name."""
+    folder = work.output
+    tokenizer = load_tokenizer(str(folder / TOKENIZER_FOLDER))
+    info = {
+        "tokenizer_sha256": tokenizer_sha256(folder / TOKENIZER_FOLDER),
+        "vocab_size": len(tokenizer),
+        "separator_id": separator_id(tokenizer),
+        "dtype": token_dtype(len(tokenizer)).name,
+        "splits": {split: count_split(folder / split, paths) for split, paths in files.items()},
+    }
+    write_json(folder / INFO_FILE, info)
+    work.close()
+
+
+_load_once = cache(load_tokenizer)  # for all tasks of a process
+
+
+class TokenWriter(PipelineStep):
+    """Writes the arrays of corpus file i, as task i; each file comes with the folder to write them to."""
+
+    name = "tokens"
+    type = "💾 - WRITER"
+
+    def __init__(self, tasks: list[tuple[Path, Path]], tokenizer_folder: Path):
+        super().__init__()
+        self.tasks = tasks
+        self.tokenizer_folder = tokenizer_folder
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
+        tokenizer = _load_once(str(self.tokenizer_folder))
+        separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
+        corpus_file, folder = self.tasks[rank]
+        lengths, text_bytes = array("q"), array("q")
+        with tempfile.TemporaryFile(dir=folder) as tokens:  # their number, which the array's header tells, comes last
+            for texts in read_texts(corpus_file):
+                for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
+                    tokens.write(np.array([separator, *ids], dtype).tobytes())
+                    lengths.append(len(ids) + 1)
+                    text_bytes.append(len(text.encode()))
+            _save_array(folder / f"{corpus_file.stem}.tokens.npy", tokens, dtype, sum(lengths))
+        np.save(folder / f"{corpus_file.stem}.ends.npy", np.cumsum(lengths, dtype=np.int64))
+        np.save(folder / f"{corpus_file.stem}.bytes.npy", np.array(text_bytes, np.int64))
+
+
+def _save_array(path: Path, content: IO[bytes], dtype: np.dtype, length: int) -> None:
+    """Write an array as `numpy.save` does, from a file of its bytes, so that memory need not hold it."""
+    content.seek(0)
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(content, file)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds the ids: uint16 for up to 65,536 of them, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def count_split(folder: Path, corpus_files: list[Path]) -> dict[str, int | list[dict[str, int | str]]]:
+    """What tokens.json says of one split: its documents, tokens and bytes, all together and file by file."""
+    files = []
+    for path in corpus_files:
+        tokens, ends, text_bytes = (
+            np.load(folder / f"{path.stem}.{kind}.npy", mmap_mode="r") for kind in ("tokens", "ends", "bytes")
+        )
+        files.append({"name": path.stem, "documents": len(ends), "tokens": len(tokens), "bytes": int(text_bytes.sum())})
+    return {kind: sum(file[kind] for file in files) for kind in ("documents", "tokens", "bytes")} | {"files": files}

@@ -1,0 +1,99 @@
+"""Training the tokenizer: `HealthSLMTokenizer` is the architecture, a corpus's training split gives the vocabulary."""
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from healthslm.corpus.reader import count_documents, read_texts, split_files
+from healthslm.errors import UserError
+from healthslm.files import replacing, write_json
+from healthslm.tokenization.encoding import encode_texts
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REPORT_FILE = "training_report.json"
+
+
+@dataclass
+class TokenizerOptions:
+    """Options of `train_tokenizer`."""
+
+    corpus: Path
+    """Corpus folder: train/*.parquet is trained on, validation/*.parquet measured."""
+    output: Path
+    """Folder to write the tokenizer to."""
+    vocab_size: int = 32_000
+    """Number of tokens, the special tokens and the 256 bytes among them."""
+    max_documents: int = 1_000_000
+    """Documents to train on; of more, every second, third and so on is taken. More text hardly changes the tokens."""
+
+
+def train_tokenizer(options: TokenizerOptions) -> None:
+    """Train a tokenizer on a corpus's training split and save it with a report; the same files give the same bytes.
+
+    Raises:
+        UserError: The training split is missing, damaged or too small for so many tokens.
+    """
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
+    if options.vocab_size < len(architecture):
+        raise UserError(f"vocab_size {options.vocab_size}: the special tokens and bytes alone are {len(architecture)}")
+    if options.max_documents < 1:
+        raise UserError(f"max_documents is {options.max_documents}: there is nothing to learn from fewer than 1")
+    files = split_files(options.corpus, "train")
+    if not files:
+        raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")
+
+    tokenizer = architecture.train_new_from_iterator(
+        _training_texts(files, options.max_documents), options.vocab_size, show_progress=False
+    )
+    if len(tokenizer) < options.vocab_size:
+        raise UserError(
+            f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}, only for "
+            f"{len(tokenizer)}: add text or ask for fewer tokens"
+        )
+
+    report = {
+        "vocab_size": len(tokenizer),
+        "train_files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "validation": measure(tokenizer, split_files(options.corpus, "validation")),
+    }
+    with replacing(options.output) as folder:
+        tokenizer.save_pretrained(folder)
+        write_json(folder / REPORT_FILE, report)
+    logger.info(
+        "%s: %s tokens; %.3f bytes per token on the validation split",
+        *(options.output, f"{len(tokenizer):,}", report["validation"]["bytes_per_token"]),
+    )
+
+
+def _training_texts(files: list[Path], max_documents: int) -> Iterator[list[str]]:
+    documents = sum(map(count_documents, files))
+    stride = math.ceil(documents / max_documents)
+    seen = 0
+    with tqdm(total=documents, desc="count words", unit="document") as progress:
+        for path in files:
+            for texts in read_texts(path):
+                yield texts[-seen % stride :: stride]
+                seen += len(texts)
+                progress.update(len(texts))
+    logger.info("merging pairs of tokens")
+
+
+def measure(tokenizer: PreTrainedTokenizerBase, files: list[Path]) -> dict[str, int | float]:
+    """Documents, tokens (no special ones), UTF-8 bytes and bytes per token of corpus files."""
+    documents = tokens = text_bytes = 0
+    for path in files:
+        for texts in read_texts(path):
+            documents += len(texts)
+            tokens += sum(map(len, encode_texts(tokenizer, texts)))
+            text_bytes += sum(len(text.encode()) for text in texts)
+    bytes_per_token = round(text_bytes / max(tokens, 1), 4)
+    return {"documents": documents, "tokens": tokens, "bytes": text_bytes, "bytes_per_token": bytes_per_token}

@@ -1,0 +1,156 @@
+"""Comparing tokenizers on the same text: bytes a token, tokens a word, and how they cut four classes of terms.
+
+Terms are found in the text alone (see `healthslm.tokenization.terms`), so that no tokenizer has a say in what counts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from healthslm.corpus.sources import find_sources
+from healthslm.documents import document_text
+from healthslm.errors import UserError
+from healthslm.files import write_json
+from healthslm.tokenization.encoding import encode, open_tokenizer
+from healthslm.tokenization.terms import TERM_CLASSES, Spans, find_terms
+
+BATCH_TEXTS = 256
+
+
+@dataclass
+class TokenizerReportOptions:
+    """Options of `report_tokenizers`."""
+
+    tokenizers: list[str]
+    """Folders or Hub names of fast tokenizers."""
+    data: list[str]
+    """Files of documents (Parquet, JSON Lines or text), folders or patterns of them: held-out text."""
+    output: Path | None = None
+    """JSON file to write the figures to."""
+
+
+def report_tokenizers(options: TokenizerReportOptions) -> None:
+    """Compare tokenizers on documents, each of which is its title, a newline and its text, and print the tables.
+
+    Files are read as `scripts/build_corpus.py` reads its sources: a file of PubMedQA gives questions and contexts.
+
+    Raises:
+        UserError: There is no such tokenizer or document.
+    """
+    tokenizers = {name: open_tokenizer(name) for name in options.tokenizers}
+    texts = [text for text in _read_texts(options.data) if text]
+    if not tokenizers:
+        raise UserError("tokenizers: none is named; name a folder or a tokenizer of the Hub")
+    if not texts:
+        raise UserError(f"{' '.join(options.data)}: no document has any text")
+    spans = [find_terms(text) for text in texts]
+    report = {
+        "data": options.data,
+        "documents": len(texts),
+        "bytes": sum(len(text.encode()) for text in texts),
+        "occurrences": {name: sum(len(found[name]) for found in spans) for name in TERM_CLASSES},
+        "tokenizers": {name: measure(tokenizer, texts, spans, name) for name, tokenizer in tokenizers.items()},
+    }
+    if options.output is not None:
+        write_json(options.output, report)
+    print(format_report(report))
+
+
+def _read_texts(patterns: list[str]) -> Iterator[str]:
+    for source in find_sources(patterns):
+        for document in source.read():
+            if document.text:
+                yield document_text(document.metadata["title"], document.text)
+
+
+def tokens_per_term(offsets: list[tuple[int, int]], terms: np.ndarray) -> np.ndarray:
+    """Count the tokens that share a character with each term.
+
+    That is how a term is cut where it stands in running text, with what precedes it: alone, without the space in
+    front, most tokenizers cut it otherwise. A token that reaches beyond the term counts as one of its own.
+
+    Args:
+        offsets: The characters of each token, from the first to the one behind the last.
+        terms: (terms, 2), likewise.
+
+    Returns:
+        (terms,), int64.
+    """
+    starts, ends = np.sort(np.array(offsets, dtype=np.int64).reshape(-1, 2), axis=0).T
+    # All tokens that end before a term also start before its end: the rest of those that do overlap it.
+    return np.searchsorted(starts, terms[:, 1], "left") - np.searchsorted(ends, terms[:, 0], "right")
+
+
+def measure(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[Spans], description: str | None = None
+) -> dict[str, Any]:
+    """The figures of one tokenizer on texts with terms at such spans.
+
+    Texts are encoded as nothing but text, see `healthslm.tokenization.encoding.encode`.
+
+    Returns:
+        Vocabulary size, tokens, UTF-8 bytes a token, documents that decoding restores exactly, and for each class of
+        terms the mean of tokens a term and the share of terms that are a single token; None where there are no terms.
+        For words these are the fertility and one less the proportion of continued words of Rust et al., "How good is
+        your tokenizer?", ACL 2021.
+    """
+    tokens = restored = 0
+    counts: dict[str, list[np.ndarray]] = {name: [] for name in TERM_CLASSES}
+    with tqdm(total=len(texts), desc=description, unit="document", disable=description is None) as progress:
+        for start in range(0, len(texts), BATCH_TEXTS):
+            batch = texts[start : start + BATCH_TEXTS]
+            encoding = encode(tokenizer, batch, return_offsets_mapping=True)
+            tokens += sum(map(len, encoding["input_ids"]))
+            decoded = tokenizer.batch_decode(encoding["input_ids"], clean_up_tokenization_spaces=False)
+            restored += sum(after == before for after, before in zip(decoded, batch, strict=True))
+            for offsets, found in zip(encoding["offset_mapping"], spans[start : start + BATCH_TEXTS], strict=True):
+                for name, terms in found.items():
+                    counts[name].append(tokens_per_term(offsets, terms))
+            progress.update(len(batch))
+    return {
+        "vocabulary": len(tokenizer),
+        "tokens": tokens,
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens,
+        "documents_restored": restored,
+        "terms": {name: _summary(np.concatenate(of_texts)) for name, of_texts in counts.items()},
+    }
+
+
+def _summary(counts: np.ndarray) -> dict[str, float | None]:
+    if not len(counts):
+        return {"tokens_per_term": None, "single_token_share": None}
+    return {"tokens_per_term": float(counts.mean()), "single_token_share": float((counts == 1).mean())}
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The figures as two Markdown tables, with columns of even width."""
+    documents = report["documents"]
+    overall = [["tokenizer", "vocabulary", "tokens", "bytes a token", "restored exactly"]]
+    by_class = [["tokens a term (in one token)", *(f"{name}: {n:,}" for name, n in report["occurrences"].items())]]
+    for name, figures in report["tokenizers"].items():
+        numbers = f"{figures['vocabulary']:,}", f"{figures['tokens']:,}", f"{figures['bytes_per_token']:.3f}"
+        overall.append([name, *numbers, f"{figures['documents_restored'] / documents:.1%}"])
+        by_class.append([name, *map(_format_terms, figures["terms"].values())])
+    heading = f"{documents:,} documents, {report['bytes']:,} bytes"
+    return "\n\n".join([heading, _table(overall), _table(by_class)])
+
+
+def _format_terms(figures: dict[str, float | None]) -> str:
+    if figures["tokens_per_term"] is None:
+        return "none"
+    return f"{figures['tokens_per_term']:.2f} ({figures['single_token_share']:.1%})"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """A Markdown table, its first row the heading and its first column on the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [rows[0], rule, *rows[1:]]
+    return "\n".join(
+        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |" for line in lines
+    )

@@ -1,0 +1,1 @@
+"""From arrays of tokens to weights."""

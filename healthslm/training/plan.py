@@ -1,0 +1,188 @@
+"""What a run will take, told before it starts: parameters, operations, tokens, memory by part, disk and hours.
+
+Nothing is computed and next to nothing allocated: the network is built a second time of fake tensors, which have a
+shape, a type and a device but no values, and what its optimizers and one micro-batch would hold is counted on these.
+"""
+
+import weakref
+from contextlib import nullcontext
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from healthslm.models import accepts, make_model
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.attention import PACKED_DOCUMENTS
+from healthslm.training.gradients import bf16_autocast, fit_attention
+from healthslm.training.optimization import find_embeddings, make_optimizers
+from healthslm.training.recipe import PretrainOptions, compiles, make_schedule, optimizer_settings
+from healthslm.training.schedule import Schedule
+
+_human = tqdm.format_sizeof  # in three digits: 15.3M
+
+
+def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> str:
+    """Describe the run that these options ask for, on so many processes with such a device each.
+
+    Raises:
+        UserError: An option does not fit the model or the corpus.
+    """
+    corpus_tokens = TokenizedSplit(options.tokens, "train").num_tokens
+    # Transformers loads no weights of a folder onto the meta device.
+    with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
+        model = make_model(options.model)
+    fit_attention(model, device, compiles(options, device))
+    schedule = make_schedule(options, options.context or model.config.max_position_embeddings, processes)
+    return describe_plan(model, schedule, options, corpus_tokens, processes, device)
+
+
+def describe_plan(
+    model: PreTrainedModel,
+    schedule: Schedule,
+    options: PretrainOptions,
+    corpus_tokens: int,
+    processes: int,
+    device: torch.device,
+) -> str:
+    """The plan of a run as lines of three columns: what, how many exactly, the same in human units or a remark.
+
+    Args:
+        model: The network to train, with the attention to train with; on the meta device will do.
+        corpus_tokens: Tokens of the training split.
+        device: Where each process trains.
+    """
+    parameters, trained = model.num_parameters(), sum(p.requires_grad for p in model.parameters())
+    embeddings = sum({id(module.weight): module.weight.numel() for module in find_embeddings(model)}.values())
+    flops, tokens = flops_per_token(model, schedule.context), schedule.tokens_before(len(schedule))
+    micro_batch = options.micro_batch_rows * schedule.context
+    micro_batches = schedule.batch_tokens // (micro_batch * processes)
+    first = schedule.initial_batch_tokens or schedule.batch_tokens
+    growth = f"from {first:,} on, over {schedule.batch_ramp_tokens:,}" if first < schedule.batch_tokens else ""
+    memory = memory_by_part(model, options, schedule.context, device)
+    checkpoint = sum(size for part, size in memory.items() if part.startswith(("weights", "moments")))
+    rows = [
+        (model.config.model_type, "", ""),
+        ("  parameters", f"{parameters:,}", _human(parameters)),
+        ("    embeddings", f"{embeddings:,}", _human(embeddings)),
+        ("    others", f"{parameters - embeddings:,}", _human(parameters - embeddings)),
+        ("  tensors to train", f"{trained:,}", ""),
+        ("  operations a token", f"{flops:,}", _human(flops, "FLOP")),
+        (f"run on {processes} x {device.type}", "", ""),
+        ("  tokens", f"{tokens:,}", _human(tokens)),
+        ("  passes over the corpus", f"{tokens / corpus_tokens:,.2f}", f"of {corpus_tokens:,}"),
+        ("  updates", f"{len(schedule):,}", ""),
+        ("  tokens of an update", f"{schedule.batch_tokens:,}", growth),
+        ("  its micro-batches a process", f"{micro_batches:,}", ""),
+        ("  tokens of a micro-batch", f"{micro_batch:,}", f"{options.micro_batch_rows} x {schedule.context:,}"),
+        ("  operations", f"{flops * tokens:,}", _human(flops * tokens, "FLOP")),
+        ("memory of a process, bytes", "", ""),
+        *((f"  {part}", f"{size:,}", _human(size, "B")) for part, size in memory.items()),
+        ("  in all", f"{sum(memory.values()):,}", _human(sum(memory.values()), "B")),
+        ("disk, bytes", "", ""),
+        ("  a checkpoint", f"{checkpoint:,}", _human(checkpoint, "B")),
+    ]
+    if options.tokens_per_second is not None:
+        speed = options.tokens_per_second
+        rows.append((f"at {speed:,.0f} tokens a second", "", _human(flops * speed, "FLOP/s")))
+        rows.append(("  hours", f"{tokens / speed / 3600:,.2f}", ""))
+    names, counts = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{name:<{names}}  {count:>{counts}}  {remark}".rstrip() for name, count, remark in rows)
+
+
+def flops_per_token(model: PreTrainedModel, context: int) -> int:
+    """Floating-point operations of training, forward and backward, for each token of a row of `context`:
+
+        6 * matrix weights + 12 * layers * heads * head_dim * context / 2
+
+    A multiplication with its addition counts as two, and the backward pass takes twice the forward pass (Kaplan et al.,
+    2020, section 2.1; Chowdhery et al., 2022, appendix B, whose attention term is halved here: no token needs its
+    scores with those that follow). Counted are the matrices of the layers and, once, the output projection, tied or
+    not; left out are embeddings, which are looked up, norms, activations, soft-max and the optimizers. Attention counts
+    as if a row were one document: shorter ones take less.
+    """
+    config, output = model.config, model.get_output_embeddings().weight
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.num_hidden_layers * config.num_attention_heads * head_dim * context
+    return 6 * (_hidden_matrix_weights(model) + output.numel()) + 6 * attention
+
+
+def memory_by_part(
+    model: PreTrainedModel, options: PretrainOptions, context: int, device: torch.device
+) -> dict[str, int]:
+    """Bytes that a process holds at the fullest moment of a micro-batch, without FSDP.
+
+    Weights, gradients and moments are exact: those of the optimizers that `make_optimizers` makes, after a step. The
+    others are an estimate: tensors are counted from the operation that makes them to when they are freed. Working
+    memory within an operation, what an allocator keeps back, the libraries, and DDP's copy of the gradients come on
+    top; torch.compile saves some. They are
+
+    - bf16 copies: 2 bytes for each weight of the layers' matrices, under autocast;
+    - activations: what else the decoder holds for the backward pass, each row one document, which takes the most;
+    - logits and temporaries: what there is more at the peak, largely the logits and their gradient, whole or, if the
+      model takes `skip_logits`, of one chunk.
+    """
+    rows, autocast, fake_mode = options.micro_batch_rows, bf16_autocast(device), FakeTensorMode()
+    after_decoder: list[int] = []
+    with fake_mode, device:
+        fake = type(model)(model.config).train()
+        optimizers = make_optimizers(fake, **optimizer_settings(options))
+        for parameter in fake.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for optimizer in optimizers:
+            optimizer.step()
+        ids = torch.zeros(rows, context, dtype=torch.long)
+    batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
+    if accepts(fake, "skip_logits"):
+        batch["skip_logits"] = True
+    if fake.config._attn_implementation == PACKED_DOCUMENTS:
+        batch["cu_seq_lens_q"] = torch.arange(0, rows * context + 1, context)
+    with _LiveBytes(fake_mode) as live, autocast:
+        fake.base_model.register_forward_hook(lambda *_: after_decoder.append(live.now))
+        fake(**batch).loss.backward()
+    copies = 2 * _hidden_matrix_weights(fake) if autocast._enabled else 0
+    parts = {name: sum(p.nbytes for p in fake.parameters()) for name in ("weights", "gradients")}
+    for optimizer in optimizers:
+        moments = (moment for state in optimizer.state.values() for moment in state.values())
+        parts[f"moments of {type(optimizer).__name__}"] = sum(moment.nbytes for moment in moments)
+    return parts | {
+        "bf16 copies": copies,
+        "activations": after_decoder[0] - copies,
+        "logits and temporaries": live.peak - after_decoder[0],
+    }
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Runs operations on fake tensors, unless all of theirs are real, and counts the bytes of results until freed."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake_mode, self.now, self.peak = fake_mode, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = _tensors((args, kwargs))
+        is_real = given and not any(isinstance(tensor, FakeTensor) for tensor in given)
+        with nullcontext() if is_real else self.fake_mode:
+            result = func(*args, **(kwargs or {}))
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        for storage in (tensor.untyped_storage() for tensor in _tensors(result)):
+            if storage._cdata not in known:  # neither a view nor written in place
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _tensors(values: object) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def _hidden_matrix_weights(model: PreTrainedModel) -> int:
+    embeddings = {id(embedding.weight) for embedding in find_embeddings(model)}
+    return sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings)

@@ -1,0 +1,170 @@
+"""Recipes: the options of a training run, and whether a run that is resumed still has the same."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from healthslm.errors import UserError
+from healthslm.files import file_sha256, read_json, replacing
+from healthslm.tokenization.tokens import INFO_FILE
+from healthslm.training.schedule import Decay, Schedule
+
+
+@dataclass
+class PretrainOptions:
+    """Options of `pretrain`."""
+
+    model: str | dict[str, Any]
+    """What to train: a folder or Hub name, whose weights are trained further, or a model_type with overrides, which
+    starts from new weights: {model_type: gpt2, n_layer: 6}."""
+    tokens: Path
+    """Folder of the tokenised corpus."""
+    output: Path
+    """Run folder to write: runs/NAME."""
+    max_tokens: int
+    """Tokens to train on; the last update may go beyond by less than batch_tokens."""
+    batch_tokens: int = 65_536
+    """Tokens of an update, over all processes."""
+    initial_batch_tokens: int | None = None
+    """Tokens of the first update; later ones grow by multiples of it up to batch_tokens. By default all have that."""
+    batch_ramp_tokens: int = 0
+    """Tokens over which batches grow."""
+    micro_batch_rows: int = 8
+    """Rows of one context that a process computes at once; more need more memory and change no result."""
+    context: int | None = None
+    """Tokens of a row; by default the model's longest."""
+    initial_context: int | None = None
+    """Tokens that may look back on one another at first: rows are cut into pieces of so many."""
+    initial_context_tokens: int = 0
+    """Tokens after which rows are whole."""
+    rows_at_document_starts: bool = False
+    """Begin each row at a document's start, rather than where the row before it ends."""
+    zero_residual_projections: bool = False
+    """Start with zeros in the last matrix of each attention and feed-forward block: layers begin as the identity."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    embedding_learning_rate: float | None = None
+    """AdamW's peak for the embeddings; by default the same."""
+    muon_learning_rate: float | None = None
+    """Peak learning rate of Muon, which then trains the hidden matrices; by default AdamW does."""
+    warmup_tokens: int = 2_000_000
+    """Tokens over which the learning rates rise to their peaks; at most a quarter of the run."""
+    decay: Decay = "linear"
+    """How they fall: in a straight line or along a cosine."""
+    decay_fraction: float = 1.0
+    """Part of the tokens after warm-up over which they fall: the last."""
+    final_fraction: float = 0.0
+    """Part of the peaks towards which they fall."""
+    weight_decay: float = 0.1
+    """Weight decay, on matrices alone."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's first and second moment."""
+    max_grad_norm: float = 1.0
+    """Norm to which larger gradients are clipped."""
+    seed: int = 0
+    """Of the initial weights, the order of the rows and dropout."""
+    evaluate_every: int = 100
+    """Updates from one evaluation on the validation split to the next; there is one at the start and the end too."""
+    evaluation_documents: int = 500
+    """Documents of the validation split to evaluate on: the first so many."""
+    save_every: int = 500
+    """Updates from one checkpoint to the next; there is one at the end too."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    compile: bool | None = None
+    """Compile the network with torch.compile; by default on a GPU."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint in the run folder."""
+    accept_changes: bool = False
+    """Resume even though the recipe, the corpus or the tokenizer has changed."""
+    dry_run: bool = False
+    """Print what the run would take (operations, memory by part, disk), and start nothing."""
+    tokens_per_second: float | None = None
+    """Speed over all processes, for the dry run to tell hours."""
+
+
+COMMANDS = {"resume", "accept_changes", "dry_run", "tokens_per_second"}
+"""Options of one call, which no recipe keeps."""
+
+FREE_OPTIONS = COMMANDS | {
+    "tokens", "output", "micro_batch_rows", "evaluate_every", "evaluation_documents", "save_every", "keep_checkpoints",
+    "compile",
+}  # fmt: skip
+"""Options that do not say what a run computes: they may change when it is resumed. The corpus is told by checksum."""
+
+
+def make_schedule(options: PretrainOptions, context: int, processes: int) -> Schedule:
+    """The updates of a run, whose rows must come out even among micro-batches and processes.
+
+    Raises:
+        UserError: They do not, or the numbers do not fit one another.
+    """
+    for name in ("micro_batch_rows", "evaluate_every", "save_every", "keep_checkpoints"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(options, name)}")
+    step = context * options.micro_batch_rows * processes
+    for name in ("batch_tokens", "initial_batch_tokens"):
+        tokens = getattr(options, name)
+        if tokens is not None and tokens % step:
+            raise UserError(
+                f"{name} {tokens} is no multiple of {step} (context {context} x micro_batch_rows "
+                f"{options.micro_batch_rows} x processes {processes}); {max(tokens // step, 1) * step} is"
+            )
+    return Schedule(
+        context=context,
+        max_tokens=options.max_tokens,
+        batch_tokens=options.batch_tokens,
+        warmup_tokens=min(options.warmup_tokens, options.max_tokens // 4),  # so that a recipe may be shortened
+        decay=options.decay,
+        decay_fraction=options.decay_fraction,
+        final_fraction=options.final_fraction,
+        initial_batch_tokens=options.initial_batch_tokens,
+        batch_ramp_tokens=options.batch_ramp_tokens,
+    )
+
+
+def optimizer_settings(options: PretrainOptions) -> dict[str, Any]:
+    """The options that `make_optimizers` takes."""
+    names = ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "weight_decay", "betas")
+    return {name: getattr(options, name) for name in names}
+
+
+def compiles(options: PretrainOptions, device: torch.device) -> bool:
+    return device.type == "cuda" if options.compile is None else options.compile
+
+
+def identity(options: PretrainOptions) -> dict[str, Any]:
+    """What a run computes follows from this: the options that matter, the corpus and the tokenizer by checksum."""
+    recipe = {name: value for name, value in _plain(options).items() if name not in FREE_OPTIONS}
+    info = options.tokens / INFO_FILE
+    return recipe | {"tokens.json": file_sha256(info), "tokenizer": read_json(info)["tokenizer_sha256"]}
+
+
+def check_unchanged(then: dict[str, Any], now: dict[str, Any], checkpoint: Path, accept_changes: bool) -> None:
+    """Hold what a checkpoint was made with against what the run is to go on with.
+
+    Raises:
+        UserError: They differ, and that was not accepted.
+    """
+    names = [name for name in then | now if then.get(name) != now.get(name)]
+    if names and not accept_changes:
+        changes = "; ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names)
+        raise UserError(f"{checkpoint}: made with another recipe or corpus: {changes}; --accept-changes goes on anyway")
+
+
+def write_recipe(options: PretrainOptions, run: Path) -> None:
+    """Write config.yaml: a recipe that repeats the run."""
+    values = {name: value for name, value in _plain(options).items() if name not in COMMANDS}
+    with replacing(run / "config.yaml") as new:
+        new.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _plain(options: PretrainOptions) -> dict[str, Any]:
+    values = dataclasses.asdict(options) | {"betas": list(options.betas)}
+    if isinstance(options.model, str) and Path(options.model).is_dir():
+        values["model"] = Path(options.model)  # which means the same from wherever the run is gone on with
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in values.items()}
