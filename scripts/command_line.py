@@ -24,6 +24,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import docstring_parser
@@ -209,6 +210,19 @@ def _show(default: Any) -> str:
     if isinstance(default, list | tuple):
         return " ".join(map(str, default)) or "none"
     return "none" if default is None else str(default)
+
+
+def _report_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Tell in one line of a package that a script imports and that is not installed; all else keeps its traceback."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if kind is not ModuleNotFoundError or package in ("", "healthslm"):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        every = "pip install -c constraints.txt -e '.[all]'"
+        print(f"error: {package}, which this command needs, is not installed: {every} installs all", file=sys.stderr)
+
+
+sys.excepthook = _report_missing_package  # a script imports what it needs before it calls `run`
 
 
 def _exit(message: str, status: int) -> NoReturn:

@@ -298,3 +298,18 @@ def test_every_script_explains_all_its_options(script: str, monkeypatch: pytest.
     text = capsys.readouterr().out
     assert f"python scripts/{script}" in text, "the docstring shows no command"
     assert re.findall(r"--[\w.-]+ [^a-z]*\s{2,}\(.*", text) == [], "options without a text"
+
+
+@pytest.mark.parametrize(("script", "package"), [("describe_corpus", "matplotlib"), ("build_corpus", "datatrove")])
+def test_a_package_that_is_not_installed_is_told_in_a_line(script, package):
+    program = f"""import runpy, sys
+sys.modules[{package!r}] = None  # counts as not installed
+sys.path.insert(0, {str(SCRIPTS)!r})
+sys.argv[1:] = ["--help"]
+runpy.run_path({str(SCRIPTS / f"{script}.py")!r}, run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: {package}, which this command needs, is not installed: "
+        "pip install -c constraints.txt -e '.[all]' installs all\n"
+    )
