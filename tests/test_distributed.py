@@ -193,6 +193,11 @@ def test_both_processes_end_with_the_weights_of_the_checkpoint(two):
     assert two.told(0)["weights"] == two.told(1)["weights"]
 
 
+def test_no_wrapped_model_outlives_the_group_of_the_processes(two):
+    """One that does may hang, once in a hundred runs."""
+    assert [(two.record / f"{rank}.wrapped").read_text() for rank in (0, 1)] == ["0", "0"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["Muon", "gpt2"])
 def test_two_processes_train_as_one_does_with(train, variant):
@@ -217,6 +222,7 @@ def test_a_signal_to_one_process_stops_both_with_one_checkpoint(stopped):
     first, second = (done.stderr for done in stopped.done)
     assert "stopped after update 3; go on by: python scripts/pretrain.py" in first
     assert "Traceback" not in first + second
+    assert [(stopped.record / f"{rank}.wrapped").read_text() for rank in (0, 1)] == ["0", "0"]
 
 
 @pytest.mark.slow

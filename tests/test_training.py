@@ -436,8 +436,9 @@ def test_two_processes_train_as_one_does(finished_run, sample_folders, tmp_path)
     recipe = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"output": str(tmp_path / "two")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     script = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), "--recipe"]
-    done = subprocess.run([*command, tmp_path / "recipe.yaml"], capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, str(script), "--recipe", tmp_path / "recipe.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(run / "checkpoints/step-8/model.safetensors") for run in (finished_run, tmp_path / "two"))
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)

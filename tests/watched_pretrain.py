@@ -5,6 +5,7 @@
 Processes that torchrun, `accelerate launch` or a scheduler started find one another by their environment, as always.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from healthslm.training import loop
 from healthslm.training.packing import PackedRows
@@ -30,7 +33,8 @@ class Watch:
 
     record: str
     """Folder for RANK.json: `rows`, the positions and tokens that the process read, `parameters`, how many it holds,
-    and `weights`, their checksum at each checkpoint."""
+    and `weights`, their checksum at each checkpoint; and for RANK.wrapped: how many wrapped models there still are when
+    the group of the processes ends."""
     signal: str | None = None
     """Signal that it is sent in the midst of `update`."""
     nan: bool = False
@@ -72,6 +76,13 @@ def watch_over(watch: Watch) -> None:
         told = {"rows": rows, "parameters": sum(tensor.numel() for tensor in held), "weights": weights}
         Path(watch.record, f"{RANK}.json").write_text(json.dumps(told))
 
+    def end_training(self: Accelerator) -> None:
+        # Not by isinstance, which asks lazy modules for their class and so imports them.
+        wrapped = sum(type(held) is DistributedDataParallel for held in gc.get_objects())
+        Path(watch.record, f"{RANK}.wrapped").write_text(str(wrapped))
+        end_of_accelerate(self)
+
+    end_of_accelerate, Accelerator.end_training = Accelerator.end_training, end_training
     PackedRows.batch = batch
     loop.accumulate_gradients = accumulate
     loop.save_checkpoint = save

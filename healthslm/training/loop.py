@@ -9,6 +9,7 @@ every so many of them. A run is a folder:
     runs/NAME/best/                   the model with the fewest validation bits per byte
 """
 
+import gc
 import logging
 import math
 import os
@@ -203,15 +204,23 @@ def pretrain(options: PretrainOptions) -> None:
             if stopping or due(update + 1, options.save_every, len(schedule)):
                 save(update + 1)
             accelerator.wait_for_everyone()
-            if stopping and update + 1 < len(schedule):
-                bar.close()
-                raise Stopped(f"stopped after update {update + 1}; {resume_command(options)}" if is_main else "")
+            if stopping:
+                break
 
     bar.close()
     if is_main:
         metrics.close()
-        logger.info("%s: best validation %.4f bits per byte", options.output / "best", state["best_bits_per_byte"])
+    # A wrapped model that outlives the group of the processes may hang: it then ends the group's threads while it holds
+    # Python's lock, for which one of them may be waiting (github.com/pytorch/pytorch/issues/56297).
+    del model, network
+    accelerator.free_memory()
+    gc.collect()
     accelerator.end_training()
+    updates = schedule.update_at(state["tokens"])
+    if updates < len(schedule):
+        raise Stopped(f"stopped after update {updates}; {resume_command(options)}" if is_main else "")
+    if is_main:
+        logger.info("%s: best validation %.4f bits per byte", options.output / "best", state["best_bits_per_byte"])
 
 
 def due(update: int, every: int, updates: int) -> bool:
