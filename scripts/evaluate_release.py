@@ -1,4 +1,4 @@
-"""Take every measure of a model: python scripts/evaluate_release.py --model . --corpus corpus --tokens tokens …"""
+"""Take every measure of a model: python scripts/evaluate_release.py --recipe configs/evaluation.yaml --model . …"""
 
 from command_line import run
 from healthslm.evaluation.measures import ReleaseEvaluationOptions, evaluate_release

@@ -73,13 +73,13 @@ def test_matches_are_counted_token_by_token():
 def test_openings_are_those_of_documents_that_are_long_enough():
     long_enough = [1, 3, 4, 7]
     texts = [np.full(101 + number if number in long_enough else 100, number, dtype=np.uint16) for number in range(8)]
-    openings = choose_openings(texts.__getitem__, len(texts), count=10)
+    openings = choose_openings(texts.__getitem__, range(len(texts)), count=10)
     assert openings.shape == (4, 101) and openings.dtype == np.int64
     assert sorted(openings[:, 0]) == long_enough and (openings == openings[:, :1]).all()
 
 
 def test_openings_are_chosen_by_the_seed():
     texts = [np.full(101, number) for number in range(200)]
-    chosen = [choose_openings(texts.__getitem__, 200, count=20, seed=seed)[:, 0].tolist() for seed in (0, 0, 1)]
+    chosen = [choose_openings(texts.__getitem__, range(200), count=20, seed=seed)[:, 0].tolist() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(set(chosen[0])) == 20

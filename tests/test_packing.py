@@ -61,6 +61,20 @@ def test_epochs_differ_in_their_order(train):
     assert (first["input_ids"] != second["input_ids"]).any()
 
 
+@pytest.mark.parametrize("at_document_starts", [False, True])
+def test_the_documents_that_rows_open_are_those_of_which_one_row_holds_the_first_tokens(train, at_document_starts):
+    rows = PackedRows(train, context=64, seed=0, at_document_starts=at_document_starts)
+    starts = rows.place(range(30))["stream"]
+    begins = np.cumsum([0, *(len(train.document(i)) for i in range(len(train)))])
+    expected = [
+        number
+        for number in range(len(train))
+        if any(start <= begins[number] and begins[number] + 20 <= start + 65 for start in starts)
+    ]
+    assert 0 < len(expected) < len(train)
+    assert rows.documents_opened(range(30), tokens=20).tolist() == expected
+
+
 def test_less_than_a_row_is_refused(train):
     with pytest.raises(UserError, match="less than one row"):
         PackedRows(train, context=train.num_tokens, seed=0)

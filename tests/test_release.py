@@ -172,7 +172,8 @@ def test_of_the_model_s_other_files_only_config_json_changes_by_the_type_of_the_
     assert changed == {"config.json", "README.md"}
     new = {name for name in after if name not in before}
     assert {name for name in new if name.startswith("results/")} == {
-        "results/pubmed_ids.jsonl", "results/training.jsonl", *(f"results/{measure}.json" for measure in MEASURES)
+        "results/pubmed_ids.jsonl", "results/training/config.yaml", "results/training/metrics.jsonl",
+        *(f"results/{measure}.json" for measure in MEASURES),
     }  # fmt: skip
     assert {name for name in new if not name.startswith("results/")} == {
         "model.safetensors", "docs/evaluation.md", *(f"docs/evaluation/{name}" for name in (TRAINING, *FIGURES))
@@ -284,7 +285,15 @@ def test_the_card_says_how_much_text_each_model_was_trained_on(released):
 
 def test_the_metrics_of_the_run_are_published_up_to_the_update_of_the_weights(inputs, released):
     """Here the run's last evaluation is the best, so these are all."""
-    assert (released / "results/training.jsonl").read_bytes() == (inputs.run / "metrics.jsonl").read_bytes()
+    assert (released / "results/training/metrics.jsonl").read_bytes() == (inputs.run / "metrics.jsonl").read_bytes()
+
+
+def test_the_recipe_of_the_run_is_published_without_the_folders_of_the_machine(inputs, released):
+    published = (released / "results/training/config.yaml").read_text(encoding="utf-8")
+    assert str(inputs.folders.tokens.parent) not in published
+    of_run, found = yaml.safe_load((inputs.run / "config.yaml").read_text(encoding="utf-8")), yaml.safe_load(published)
+    assert found.items() <= of_run.items()
+    assert {"model", "max_tokens", "seed", "context", "rows_at_document_starts", "betas"} <= found.keys()
 
 
 def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options, root, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.evaluation.generation_quality import generate_documents
 from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
 from healthslm.models import make_model
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.packing import PackedRows
 
 NOT_REPEATABLE = "footprint.json"  # the time that generating takes
 
@@ -135,6 +137,30 @@ def test_memorised_text_is_looked_for_in_training_and_held_out_documents(results
     for found in results["memorisation"].values():
         assert 0 < found["documents"] <= 12 and len(found["matching_by_position"]) == 50
     assert list(results["memorisation"]) == ["training", "held_out"]
+
+
+def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(options, results, tmp_path):
+    """Of a run that has read 16 rows, the documents that these open, and no other."""
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = {"context": 256, "seed": 3, "rows_at_document_starts": True}
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    record = {"update": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    evaluate_release(replace(options, output=tmp_path / "some", training=run, only=["memorisation"]))
+    found = json.loads((tmp_path / "some/memorisation.json").read_text(encoding="utf-8"))
+
+    train = TokenizedSplit(options.tokens, "train")
+    rows = PackedRows(train, 256, seed=3, at_document_starts=True)
+    opened = {
+        start + int(place)
+        for start, row in zip(rows.place(range(16))["stream"], rows.batch(range(16))["input_ids"], strict=True)
+        for place in np.flatnonzero(row[:157] == train.separator_id)  # where the row has 101 tokens from there on
+    }
+    assert 0 < found["training"]["documents"] <= found["training"]["chosen_from"] == len(opened) < len(train)
+    assert {"config.yaml", "metrics.jsonl"} <= found["inputs"].keys()
+    assert found["held_out"] == results["memorisation"]["held_out"]
+    assert results["memorisation"]["training"]["chosen_from"] == len(train)
 
 
 def test_the_same_again_gives_the_same_bytes(options, results, tmp_path, run_script, recipe):

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -38,14 +39,16 @@ from healthslm.evaluation.generation_quality import (
     score_titles,
 )
 from healthslm.evaluation.held_out import measure_held_out, measure_model, untrained_network, xz_bits_per_byte
-from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_matches
+from healthslm.evaluation.memorisation import OPENING_TOKENS, choose_openings, continue_greedily, measure_matches
 from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
 from healthslm.models import open_model
-from healthslm.release.training_report import tokens_seen
+from healthslm.release.training_report import report_training, tokens_seen
 from healthslm.tokenization.encoding import load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
+from healthslm.training.metrics import METRICS_FILE
+from healthslm.training.recipe import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,9 @@ class ReleaseEvaluationOptions(EvaluationData):
     """Folder or Hub name of the model, with its tokenizer."""
     output: Path
     """Folder of the results."""
+    training: Path | None = None
+    """Folder of the run that made it, with its config.yaml and metrics.jsonl: memorised text is then looked for in the
+    part of the training text that it has read, and not in all of it."""
     only: list[str] = field(default_factory=list)
     """Measures to take, by the names of their files; by default all."""
     keep: bool = False
@@ -114,11 +120,23 @@ class Subject:
         inputs = {path.name: file_sha256(path) for path in files} | {"documents": options.documents}
         if measure == "beside":
             return inputs | {name: _weights(source) for name, source in options.beside.items()}
-        return inputs | {"model": _weights(options.model)}
+        inputs["model"] = _weights(options.model)
+        if measure == "memorisation" and options.training is not None:
+            inputs |= {name: file_sha256(options.training / name) for name in (CONFIG_FILE, METRICS_FILE)}
+        return inputs
 
     def training_texts(self) -> Iterator[str]:
         files = split_files(self.options.corpus, "train")
         return (text for path in tqdm(files, desc="training text") for texts in read_texts(path) for text in texts)
+
+    def documents_read(self, train: TokenizedSplit) -> np.ndarray:
+        """The documents whose opening the model has read, as far as is known, as numbers of the split's."""
+        options = self.options
+        if options.training is None:
+            return np.arange(len(train))
+        report = report_training(options.training, Path(options.model), hardware="of no account here")
+        rows, positions = report.rows(train, self.model.config.max_position_embeddings)
+        return rows.documents_opened(positions, OPENING_TOKENS)
 
 
 def _weights(model: str) -> str:
@@ -213,14 +231,15 @@ def measure_memorisation(subject: Subject) -> dict[str, Any]:
     train, *others = (TokenizedSplit(subject.options.tokens, split) for split in ("train", "validation", "test"))
     held_out = [split.document(index) for split in others for index in range(len(split))]
     count, separator = 2 * subject.options.documents, separator_id(subject.tokenizer)
-    openings = {
-        "training": choose_openings(train.document, len(train), count),
-        "held_out": choose_openings(held_out.__getitem__, len(held_out), count),
-    }
-    return {
-        name: measure_matches(continue_greedily(subject.model, rows, separator, progress=True), rows)
-        for name, rows in openings.items()
-    }
+    found = {}
+    for name, document, numbers in (
+        ("training", train.document, subject.documents_read(train)),
+        ("held_out", held_out.__getitem__, np.arange(len(held_out))),
+    ):
+        openings = choose_openings(document, numbers, count)
+        written = continue_greedily(subject.model, openings, separator, progress=True)
+        found[name] = {"chosen_from": len(numbers), **measure_matches(written, openings)}
+    return found
 
 
 def measure_footprint(subject: Subject) -> dict[str, Any]:

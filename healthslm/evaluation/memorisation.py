@@ -6,7 +6,7 @@ Held-out documents show how much of a match is common phrases and not memory, as
 the training documents: choose both from the same sources.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,29 @@ from healthslm.generation import GREEDY, continue_prompts
 
 PREFIX_TOKENS = 50
 CONTINUATION_TOKENS = 50
-_OPENING_TOKENS = 1 + PREFIX_TOKENS + CONTINUATION_TOKENS  # with the separator
+OPENING_TOKENS = 1 + PREFIX_TOKENS + CONTINUATION_TOKENS  # with the separator
 
 
-def choose_openings(document: Callable[[int], np.ndarray], documents: int, count: int, seed: int = 0) -> np.ndarray:
+def choose_openings(
+    document: Callable[[int], np.ndarray], numbers: Sequence[int] | np.ndarray, count: int, seed: int = 0
+) -> np.ndarray:
     """The separator and the first 100 tokens of `count` documents that are long enough, chosen at random.
 
     Args:
         document: Gives the tokens of a document by its number, its separator first; as `TokenizedSplit.document`.
-        documents: How many there are.
+        numbers: Of the documents to choose from.
 
     Returns:
         (count, 101), int64; fewer rows where there are not so many documents that long.
     """
     openings: list[np.ndarray] = []
-    for number in np.random.default_rng(seed).permutation(documents):
+    for number in np.random.default_rng(seed).permutation(numbers):
         if len(openings) == count:
             break
         tokens = document(int(number))
-        if len(tokens) >= _OPENING_TOKENS:
-            openings.append(tokens[:_OPENING_TOKENS])
-    return np.array(openings, dtype=np.int64).reshape(-1, _OPENING_TOKENS)
+        if len(tokens) >= OPENING_TOKENS:
+            openings.append(tokens[:OPENING_TOKENS])
+    return np.array(openings, dtype=np.int64).reshape(-1, OPENING_TOKENS)
 
 
 @torch.no_grad()

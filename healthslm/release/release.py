@@ -1,7 +1,8 @@
 """Release the model of a run: check and evaluate it, and put weights, results and pages into the model repository.
 
     model.safetensors, config.json      the weights, in bf16 and in one file, and their type
-    results/                            what `healthslm.evaluation.measures` has measured, and the run's metrics
+    results/                            what `healthslm.evaluation.measures` has measured
+    results/training/                   the run's recipe and metrics
     docs/evaluation.md, docs/evaluation/    the same as tables and figures
     README.md                           the section on the released model, and the metadata that the Hub reads
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -37,8 +39,9 @@ from healthslm.files import file_sha256, publish, read_json, remove_partials, wr
 from healthslm.models import REPOSITORY, open_model
 from healthslm.release.card import FIGURES_FOLDER, NAME, Release, write_pages
 from healthslm.release.training_data import TrainingData, describe_training_data
-from healthslm.release.training_report import check_tokens, report_training
-from healthslm.training.metrics import write_metrics
+from healthslm.release.training_report import TrainingReport, check_tokens, report_training
+from healthslm.training.metrics import METRICS_FILE, write_metrics
+from healthslm.training.recipe import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ LEAST_IMPROVEMENT = 0.01
 WEIGHTS, CONFIG, TOKENIZER = SAFE_WEIGHTS_NAME, "config.json", "tokenizer.json"
 RESULTS = "results"
 HELD_OUT = "held_out"
-TRAINING_RECORDS = "training.jsonl"
+TRAINING = "training"
 _NOT_OF_THE_NETWORK = {"dtype", "transformers_version"}
 
 
@@ -87,12 +90,13 @@ def release(options: ReleaseOptions) -> None:
     with tempfile.TemporaryDirectory(prefix=".release.partial-", dir=root) as partial:
         staged, results = Path(partial) / "new", options.run / RESULTS
         stage_model(model, root, staged)
+        stage_training(training, staged / RESULTS / TRAINING)
         evaluate(options, staged, results, [HELD_OUT])
         if not options.force:
             check_improvement(read_json(results / f"{HELD_OUT}.json"), root / RESULTS / f"{HELD_OUT}.json")
         evaluate(options, staged, results, [measure for measure in MEASURES if measure != HELD_OUT])
         found = read_results(results)
-        stage_results(results, training.records, staged / RESULTS)
+        stage_results(results, staged / RESULTS)
 
         (staged / FIGURES_FOLDER).mkdir(parents=True)
         write_evaluation_figures(staged / FIGURES_FOLDER, found, training.records, NAME)
@@ -167,16 +171,24 @@ def stage_model(model: PreTrainedModel, root: Path, folder: Path) -> None:
     write_json(folder / CONFIG, dict(sorted(config.items())))
 
 
+def stage_training(training: TrainingReport, folder: Path) -> None:
+    """Write the recipe and the metrics of a run, up to the update of the weights, as its own folder has them."""
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(training.options, sort_keys=False), encoding="utf-8")
+    write_metrics(folder / METRICS_FILE, training.records)
+
+
 def evaluate(options: ReleaseOptions, model: Path, output: Path, measures: list[str]) -> None:
     data = {name: getattr(options, name) for name in EvaluationData.__dataclass_fields__}
-    evaluate_release(ReleaseEvaluationOptions(**data, model=str(model), output=output, only=measures, keep=True))
+    training = model / RESULTS / TRAINING
+    evaluate_release(
+        ReleaseEvaluationOptions(**data, model=str(model), output=output, training=training, only=measures, keep=True)
+    )
 
 
-def stage_results(results: Path, records: list[dict[str, Any]], folder: Path) -> None:
-    folder.mkdir()
+def stage_results(results: Path, folder: Path) -> None:
     for name in (*(f"{measure}.json" for measure in MEASURES), PUBMED_IDS):
         shutil.copy(results / name, folder)
-    write_metrics(folder / TRAINING_RECORDS, records)
 
 
 def check_improvement(new: dict[str, Any], present: Path) -> None:

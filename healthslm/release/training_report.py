@@ -10,10 +10,11 @@ import yaml
 
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
-from healthslm.tokenization.tokens import INFO_FILE
+from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
 from healthslm.training.checkpoint import list_checkpoints, load_state
 from healthslm.training.metrics import read_metrics
-from healthslm.training.recipe import FREE_OPTIONS, PretrainOptions
+from healthslm.training.packing import PackedRows
+from healthslm.training.recipe import CONFIG_FILE, FREE_OPTIONS, PretrainOptions
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,25 @@ class TrainingReport:
         return seconds / 3600
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options that say what was computed."""
+        return {name: _without_folder(value) for name, value in self.config.items() if name not in FREE_OPTIONS}
+
+    @property
     def recipe(self) -> dict[str, Any]:
-        """The options that say what was computed, where they are not the defaults."""
-        defaults = {field.name: field.default for field in dataclasses.fields(PretrainOptions)}
-        return {
-            name: _without_folder(value)
-            for name, value in self.config.items()
-            if name not in FREE_OPTIONS and value != _as_in_yaml(defaults.get(name, dataclasses.MISSING))
-        }
+        """These options where they are not the defaults."""
+        defaults = {field.name: _as_in_yaml(field.default) for field in dataclasses.fields(PretrainOptions)}
+        return {name: value for name, value in self.options.items() if value != defaults.get(name, dataclasses.MISSING)}
+
+    def rows(self, train: TokenizedSplit, context: int) -> tuple[PackedRows, range]:
+        """The rows of the training text, and the positions of those that the model has read.
+
+        Args:
+            context: The model's longest, which is that of the rows where the run names no other.
+        """
+        config = self.config
+        rows = PackedRows(train, config["context"] or context, config["seed"], config["rows_at_document_starts"])
+        return rows, range(self.tokens // rows.context)
 
 
 def report_training(run: Path, model: Path, hardware: str | None = None) -> TrainingReport:
@@ -72,7 +84,7 @@ def report_training(run: Path, model: Path, hardware: str | None = None) -> Trai
     Raises:
         UserError: Its recipe or metrics are missing or do not reach the model, or nothing tells of the hardware.
     """
-    path = run / "config.yaml"
+    path = run / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{run}: no run of scripts/pretrain.py, for there is no {path.name} in it")
     records = read_metrics(run)

@@ -10,6 +10,7 @@ from typing import Any
 
 from healthslm.files import replacing
 
+METRICS_FILE = "metrics.jsonl"
 SPIKE_WINDOW = 100
 """Updates that a loss is held against."""
 
@@ -22,7 +23,7 @@ class RunMetrics:
 
     def __init__(self, run: Path, resumed_update: int = 0):
         self.run = run
-        self.path = run / "metrics.jsonl"
+        self.path = run / METRICS_FILE
         self.records = [record for record in read_metrics(run) if record["update"] <= resumed_update]
         write_metrics(self.path, self.records)
         losses = [record["loss"] for record in self.records if "loss" in record]
@@ -60,7 +61,7 @@ def is_spike(recent_losses: Sequence[float], loss: float) -> bool:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run so far; a last line that was cut short by a crash is left out."""
-    path = run / "metrics.jsonl"
+    path = run / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

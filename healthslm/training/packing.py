@@ -60,6 +60,14 @@ class PackedRows:
         starts = [self._start(position) for position in positions]
         return {"positions": [positions.start, positions.stop], "stream": starts}
 
+    def documents_opened(self, positions: range, tokens: int) -> np.ndarray:
+        """Numbers of the documents of which a row at one of these positions holds the first so many tokens."""
+        row_starts = np.unique([self._start(position) for position in positions])
+        starts = self.split.document_starts
+        row = np.searchsorted(row_starts, starts, side="right") - 1  # the last that begins no later; -1 is none
+        ends = np.where(row < 0, 0, row_starts[row] + self.context + 1)
+        return np.flatnonzero(starts + tokens <= ends)
+
     def _row(self, position: int) -> np.ndarray:
         return self.split.read(self._start(position), self.context + 1).astype(np.int64)
 

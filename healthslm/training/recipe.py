@@ -13,6 +13,8 @@ from healthslm.files import file_sha256, read_json, replacing
 from healthslm.tokenization.tokens import INFO_FILE
 from healthslm.training.schedule import Decay, Schedule
 
+CONFIG_FILE = "config.yaml"
+
 
 @dataclass
 class PretrainOptions:
@@ -159,7 +161,7 @@ def check_unchanged(then: dict[str, Any], now: dict[str, Any], checkpoint: Path,
 def write_recipe(options: PretrainOptions, run: Path) -> None:
     """Write config.yaml: a recipe that repeats the run."""
     values = {name: value for name, value in _plain(options).items() if name not in COMMANDS}
-    with replacing(run / "config.yaml") as new:
+    with replacing(run / CONFIG_FILE) as new:
         new.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
