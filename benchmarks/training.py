@@ -111,15 +111,19 @@ class RandomDocuments:
     separator_id = 0
 
     def __init__(self, num_tokens: int, vocab_size: int):
-        chance = np.random.default_rng(0)
         self.num_tokens, self.vocab_size = num_tokens, vocab_size
-        self.tokens = chance.integers(1, vocab_size, num_tokens)
         # Mean and deviation of the logarithm of the lengths, as a corpus of 137,561 documents has them.
-        starts = np.exp(chance.normal(5.79, 0.66, num_tokens)).astype(np.int64).cumsum()
-        self.tokens[starts[starts < num_tokens]] = self.separator_id
+        lengths = np.exp(np.random.default_rng(0).normal(5.79, 0.66, num_tokens)).astype(np.int64)
+        ends = np.minimum(lengths.cumsum(), num_tokens)
+        self.document_lengths = np.diff(np.unique(ends), prepend=0)
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        return self.tokens[start : start + length]
+    def __len__(self) -> int:
+        return len(self.document_lengths)
+
+    def document(self, index: int) -> np.ndarray:
+        tokens = np.random.default_rng(index).integers(1, self.vocab_size, self.document_lengths[index])
+        tokens[0] = self.separator_id
+        return tokens
 
 
 class Meter:

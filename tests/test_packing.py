@@ -14,26 +14,40 @@ def train(sample_folders) -> TokenizedSplit:
     return TokenizedSplit(sample_folders.tokens, "train")
 
 
-def stream(split: TokenizedSplit) -> np.ndarray:
-    return np.concatenate([split.document(i) for i in range(len(split))])
+def epoch_of(rows: PackedRows, epoch: int = 0) -> dict[str, np.ndarray]:
+    return rows.batch(range(epoch * rows.rows_per_epoch, (epoch + 1) * rows.rows_per_epoch))
 
 
-def test_an_epoch_holds_every_token_of_the_stream_once(train):
+def documents_in(tokens: np.ndarray, separator: int) -> list[tuple[int, ...]]:
+    return [tuple(document) for document in np.split(tokens, np.flatnonzero(tokens == separator)) if len(document)]
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_an_epoch_holds_every_document_once_whole_and_in_another_order(train, epoch):
     rows = PackedRows(train, context=64, seed=0)
-    epoch = rows.batch(range(rows.rows_per_epoch))["input_ids"]
-    starts = {tuple(row): start for start, row in enumerate(stream(train)[: epoch.size].reshape(-1, 64))}
-    assert sorted(starts[tuple(row)] for row in epoch) == list(range(rows.rows_per_epoch))
-    assert train.num_tokens - epoch.size <= 64
+    *whole, cut = documents_in(epoch_of(rows, epoch)["input_ids"].ravel(), train.separator_id)
+    of_split = [tuple(train.document(number)) for number in range(len(train))]
+    numbers = [of_split.index(document) for document in whole]
+    assert len(set(numbers)) == len(numbers) and numbers != sorted(numbers)
+    left = [
+        document for number, document in enumerate(of_split) if number not in numbers
+    ]  # of the last, less than a row
+    assert any(document[: len(cut)] == cut for document in left)
+    assert 0 < sum(map(len, left)) - len(cut) <= 64
 
 
-def test_labels_are_the_next_tokens_of_the_stream(train):
+def test_labels_are_the_next_tokens_in_the_row_and_beyond_it(train):
+    batch = epoch_of(PackedRows(train, context=64, seed=0))
+    inputs, labels = batch["input_ids"].ravel(), batch["labels"].ravel()
+    assert (labels[:-1] == inputs[1:]).all()
+
+
+def test_neighbours_in_the_corpus_are_no_neighbours_in_the_rows(train):
+    """In a random order, two pairs are expected to have been neighbours, however many documents there are."""
     rows = PackedRows(train, context=64, seed=0)
-    batch = rows.batch(range(rows.rows_per_epoch))
-    whole = stream(train)
-    following = {tuple(whole[i * 64 : i * 64 + 64]): whole[i * 64 + 64] for i in range(rows.rows_per_epoch)}
-    assert (batch["labels"][:, :-1] == batch["input_ids"][:, 1:]).all()
-    for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        assert labels[-1] == following[tuple(inputs)]
+    order = [number for numbers in rows.place(range(rows.rows_per_epoch))["documents"] for number in numbers]
+    assert len(set(order)) == len(train) > 30
+    assert (np.abs(np.diff(order)) == 1).sum() < 10
 
 
 def test_positions_count_from_each_separator(train):
@@ -57,22 +71,40 @@ def test_the_order_follows_from_seed_and_position_alone(train):
 
 def test_epochs_differ_in_their_order(train):
     rows = PackedRows(train, context=64, seed=0)
-    first, second = (rows.batch(range(e * rows.rows_per_epoch, (e + 1) * rows.rows_per_epoch)) for e in (0, 1))
+    first, second = epoch_of(rows, 0), epoch_of(rows, 1)
     assert (first["input_ids"] != second["input_ids"]).any()
 
 
-@pytest.mark.parametrize("at_document_starts", [False, True])
-def test_the_documents_that_rows_open_are_those_of_which_one_row_holds_the_first_tokens(train, at_document_starts):
-    rows = PackedRows(train, context=64, seed=0, at_document_starts=at_document_starts)
-    starts = rows.place(range(30))["stream"]
-    begins = np.cumsum([0, *(len(train.document(i)) for i in range(len(train)))])
+def test_the_place_of_rows_names_the_documents_whose_tokens_they_hold(train):
+    rows = PackedRows(train, context=64, seed=0)
+    positions = range(rows.rows_per_epoch - 20, rows.rows_per_epoch + 20)  # two epochs
+    place = rows.place(positions)
+    assert place["positions"] == [positions.start, positions.stop]
+    batch = rows.batch(positions)
+    for numbers, inputs, labels in zip(place["documents"], batch["input_ids"], batch["labels"], strict=True):
+        row = [*inputs, labels[-1]]
+        joined = [token for number in numbers for token in train.document(number)]
+        assert any(joined[skipped : skipped + 65] == row for skipped in range(len(train.document(numbers[0]))))
+        assert len(numbers) - 1 == row[1:].count(train.separator_id)
+
+
+def test_the_documents_that_rows_open_are_those_of_which_one_row_holds_the_first_tokens(train):
+    rows = PackedRows(train, context=64, seed=0)
+    positions = range(rows.rows_per_epoch - 15, rows.rows_per_epoch + 15)
+    batch = rows.batch(positions)
+    held = {
+        document
+        for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+        for document in documents_in(np.r_[inputs, labels[-1]], train.separator_id)
+        if document[0] == train.separator_id
+    }
     expected = [
         number
         for number in range(len(train))
-        if any(start <= begins[number] and begins[number] + 20 <= start + 65 for start in starts)
+        if any(document[:20] == tuple(train.document(number)[:20]) and len(document) >= 20 for document in held)
     ]
     assert 0 < len(expected) < len(train)
-    assert rows.documents_opened(range(30), tokens=20).tolist() == expected
+    assert rows.documents_opened(positions, tokens=20).tolist() == expected
 
 
 def test_less_than_a_row_is_refused(train):
@@ -92,16 +124,6 @@ def test_with_a_longest_stretch_positions_restart_within_documents(train):
         for place, value in enumerate(row):
             row[place] = row[place - 1] + 1 if value is None else 0
     assert cut["position_ids"].tolist() == expected
-
-
-def test_rows_at_document_starts_begin_with_a_separator_where_a_document_starts(train):
-    plain, aligned = (PackedRows(train, 12, 0, at_document_starts=aligned) for aligned in (False, True))
-    moved = 0
-    for start, found in zip(plain.place(range(50))["stream"], aligned.place(range(50))["stream"], strict=True):
-        later = [s for s in train.document_starts if start <= s < start + 12 and s + 12 < train.num_tokens]
-        assert found == (later[0] if later else start)
-        moved += found != start
-    assert moved > 0
 
 
 def test_results_prepared_ahead_come_in_order_and_errors_come_through():

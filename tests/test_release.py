@@ -293,7 +293,7 @@ def test_the_recipe_of_the_run_is_published_without_the_folders_of_the_machine(i
     assert str(inputs.folders.tokens.parent) not in published
     of_run, found = yaml.safe_load((inputs.run / "config.yaml").read_text(encoding="utf-8")), yaml.safe_load(published)
     assert found.items() <= of_run.items()
-    assert {"model", "max_tokens", "seed", "context", "rows_at_document_starts", "betas"} <= found.keys()
+    assert {"model", "max_tokens", "seed", "context", "betas"} <= found.keys()
 
 
 def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options, root, tmp_path, monkeypatch):

@@ -89,22 +89,13 @@ def test_every_document_is_the_separator_and_its_own_tokens(tokens, tokenizer_fo
     assert opened.num_tokens == sum(map(len, documents))
 
 
-def test_the_stream_is_the_documents_one_after_another(tokens, tokenizer_folder):
-    opened = TokenizedSplit(tokens, "train")
+def test_lengths_are_those_of_the_documents(tokens, tokenizer_folder):
     documents = expected(tokenizer_folder / "tokenizer.json", 0, "train")
-    stream = list(itertools.chain.from_iterable(documents))
-    assert opened.read(0, opened.num_tokens).tolist() == stream
-    for start, length in ((0, 1), (len(stream) - 5, 5), *((n, 40) for n in range(0, 200, 7))):
-        assert opened.read(start, length).tolist() == stream[start : start + length]
-    assert opened.document_starts.tolist() == [0, *itertools.accumulate(map(len, documents[:-1]))]
-    assert (opened.read(0, opened.num_tokens) == opened.separator_id).sum() == len(opened)
+    assert TokenizedSplit(tokens, "train").document_lengths.tolist() == [*map(len, documents)]
 
 
-def test_reading_past_the_end_is_an_error_and_never_a_short_row(tokens):
+def test_a_document_that_is_not_there_is_an_error(tokens):
     opened = TokenizedSplit(tokens, "train")
-    for start, length in ((-1, 1), (0, opened.num_tokens + 1), (opened.num_tokens, 1), (5, 0)):
-        with pytest.raises(IndexError):
-            opened.read(start, length)
     for index in (-1, len(opened)):
         with pytest.raises(IndexError):
             opened.document(index)
@@ -148,7 +139,7 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(corpus, repository, tmp_pa
     vocab |= {f"unused {n}": len(vocab) + n for n in range(2**16)}
     architecture(vocab).save_pretrained(tmp_path / "large")
     opened = TokenizedSplit(tokenize(corpus, tmp_path / "large", tmp_path), "validation")
-    assert opened.read(0, opened.num_tokens).dtype == np.uint32
+    assert opened.document(0).dtype == np.uint32
     assert opened.document(0).tolist() == expected(tmp_path / "large" / "tokenizer.json", 0, "validation")[0]
 
 

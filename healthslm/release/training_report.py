@@ -69,8 +69,7 @@ class TrainingReport:
         Args:
             context: The model's longest, which is that of the rows where the run names no other.
         """
-        config = self.config
-        rows = PackedRows(train, config["context"] or context, config["seed"], config["rows_at_document_starts"])
+        rows = PackedRows(train, self.config["context"] or context, self.config["seed"])
         return rows, range(self.tokens // rows.context)
 
 

@@ -57,7 +57,7 @@ class TokenFile:
 
 
 class TokenizedSplit:
-    """One split of a tokenised corpus: its documents, and all of them as one stream of tokens.
+    """One split of a tokenised corpus.
 
     Raises:
         UserError: The folder, the split or a file is missing, or a file is not what tokens.json says.
@@ -74,8 +74,7 @@ class TokenizedSplit:
         self.files = [
             TokenFile.open(folder / split, dtype=info["dtype"], **file) for file in info["splits"][split]["files"]
         ]
-        self._first_documents = _starts([len(file.ends) for file in self.files])
-        self._first_tokens = _starts([len(file.tokens) for file in self.files])
+        self._first_documents = np.cumsum([0, *(len(file.ends) for file in self.files)], dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -84,15 +83,12 @@ class TokenizedSplit:
     @property
     def num_tokens(self) -> int:
         """Number of tokens, separators included."""
-        return int(self._first_tokens[-1])
+        return sum(len(file.tokens) for file in self.files)
 
     @cached_property
-    def document_starts(self) -> np.ndarray:
-        """Shape (documents,), int64: the position of each document's separator in the stream."""
-        firsts = self._first_tokens[:-1]
-        return np.concatenate(
-            [first + np.r_[0, file.ends][:-1] for first, file in zip(firsts, self.files, strict=True)]
-        )
+    def document_lengths(self) -> np.ndarray:
+        """Shape (documents,), int64: tokens of each document, its separator included."""
+        return np.concatenate([np.diff(file.ends, prepend=0) for file in self.files])
 
     @cached_property
     def document_bytes(self) -> np.ndarray:
@@ -107,23 +103,6 @@ class TokenizedSplit:
         file, local = self.files[number], index - int(self._first_documents[number])
         start = file.ends[local - 1] if local else 0
         return file.tokens[start : file.ends[local]]
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens, at least one, of the stream from position `start`, across documents and files."""
-        if not 0 <= start < start + length <= self.num_tokens:
-            raise IndexError(f"tokens {start} to {start + length} of {self.num_tokens}")
-        pieces = []
-        number = int(np.searchsorted(self._first_tokens, start, side="right")) - 1
-        while length > 0:
-            local = start - int(self._first_tokens[number])
-            piece = self.files[number].tokens[local : local + length]
-            pieces.append(piece)
-            start, length, number = start + len(piece), length - len(piece), number + 1
-        return np.concatenate(pieces)
-
-
-def _starts(lengths: list[int]) -> np.ndarray:
-    return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _open_array(path: Path, dtype: str, length: int) -> np.ndarray:

@@ -94,7 +94,7 @@ def pretrain(options: PretrainOptions) -> None:
         zero_residual_projections(bare_model)
     fit_to_tokenizer(bare_model, train, tokenizer_folder)
     context = options.context or bare_model.config.max_position_embeddings
-    rows = PackedRows(train, context, options.seed, options.rows_at_document_starts)
+    rows = PackedRows(train, context, options.seed)
     schedule = make_schedule(options, context, accelerator.num_processes)
 
     # Optimizers, and where to begin

@@ -1,4 +1,4 @@
-"""Training rows: the stream of tokens cut into rows of one context, in an order that follows from the seed alone."""
+"""Training rows: a split's documents in an order that follows from the seed alone, cut into rows of one context."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,25 +15,24 @@ Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
 
 class PackedRows:
-    """Rows of `context` tokens, each a stretch of the stream, in a new order every epoch.
+    """Rows of `context` tokens: all documents one after another, in a new order every epoch, cut every so many tokens.
 
-    Which row stands at which position is a pure function of (seed, position): to resume, or to share the rows among
-    processes, nothing but a number is needed.
+    Documents change places, and not whole rows, since neighbours in a corpus are often of one journal: a row would be
+    of one subject, and a small batch of few.
+
+    What a row holds is a pure function of (seed, position): to resume, or to share the rows among processes, nothing
+    but a number is needed.
 
     Raises:
         UserError: The split holds less than one row.
     """
 
-    def __init__(self, split: TokenizedSplit, context: int, seed: int, at_document_starts: bool = False):
-        """
-        Args:
-            at_document_starts: Have a row begin at the first document that starts within its stretch, so that it holds
-                no end of a document whose beginning it lacks; it then goes on into the next stretch.
-        """
-        self.split, self.context, self.seed, self.at_document_starts = split, context, seed, at_document_starts
+    def __init__(self, split: TokenizedSplit, context: int, seed: int):
+        self.split, self.context, self.seed = split, context, seed
         self.rows_per_epoch = (split.num_tokens - 1) // context
         if self.rows_per_epoch < 1:
             raise UserError(f"{split.num_tokens} training tokens are less than one row of {context}: add text")
+        self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
     def batch(self, positions: range, longest: int | None = None) -> dict[str, np.ndarray]:
         """The rows at these positions: `input_ids`, `labels` and `position_ids`, each (rows, context) of int64.
@@ -55,32 +54,43 @@ class PackedRows:
             "position_ids": places - np.maximum.accumulate(starts, axis=1),
         }
 
-    def place(self, positions: range) -> dict[str, list[int]]:
-        """Where rows lie in the data: `positions` from and to, and the token of the stream at which each row begins."""
-        starts = [self._start(position) for position in positions]
-        return {"positions": [positions.start, positions.stop], "stream": starts}
+    def place(self, positions: range) -> dict[str, list[int] | list[list[int]]]:
+        """Where rows lie in the data: `positions` from and to, and by row the numbers of the `documents` in it."""
+        documents = [self._documents(position)[0].tolist() for position in positions]
+        return {"positions": [positions.start, positions.stop], "documents": documents}
 
     def documents_opened(self, positions: range, tokens: int) -> np.ndarray:
         """Numbers of the documents of which a row at one of these positions holds the first so many tokens."""
-        row_starts = np.unique([self._start(position) for position in positions])
-        starts = self.split.document_starts
-        row = np.searchsorted(row_starts, starts, side="right") - 1  # the last that begins no later; -1 is none
-        ends = np.where(row < 0, 0, row_starts[row] + self.context + 1)
-        return np.flatnonzero(starts + tokens <= ends)
+        opened = []
+        for epoch in range(positions.start // self.rows_per_epoch, -(-positions.stop // self.rows_per_epoch)):
+            order, ends = self._epoch(epoch)
+            starts = ends - self.split.document_lengths[order]
+            row = starts // self.context
+            position = epoch * self.rows_per_epoch + row
+            is_read = (positions.start <= position) & (position < positions.stop) & (row < self.rows_per_epoch)
+            opened.append(order[is_read & (starts + tokens <= (row + 1) * self.context + 1)])
+        return np.unique(np.concatenate(opened))
 
     def _row(self, position: int) -> np.ndarray:
-        return self.split.read(self._start(position), self.context + 1).astype(np.int64)
+        documents, skipped = self._documents(position)
+        tokens = np.concatenate([self.split.document(number) for number in documents])
+        return tokens[skipped : skipped + self.context + 1].astype(np.int64)
 
-    def _start(self, position: int) -> int:
+    def _documents(self, position: int) -> tuple[np.ndarray, int]:
+        """Numbers of the documents of a row, in their order, and how many tokens of the first it leaves out."""
         epoch, place = divmod(position, self.rows_per_epoch)
-        start = int(_epoch_order(self.rows_per_epoch, self.seed, epoch)[place]) * self.context
-        return self._next_document(start) if self.at_document_starts else start
+        order, ends = self._epoch(epoch)
+        start = place * self.context
+        first, last = np.searchsorted(ends, [start, start + self.context], side="right")
+        documents = order[first : last + 1]
+        return documents, start - int(ends[first] - self.split.document_lengths[documents[0]])
 
-    def _next_document(self, start: int) -> int:
-        starts = self.split.document_starts
-        found = int(starts[min(np.searchsorted(starts, start), len(starts) - 1)])
-        fits = start <= found < start + self.context and found + self.context < self.split.num_tokens
-        return found if fits else start
+    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the documents in an epoch, and where each then ends in the line of them all, exclusive."""
+        # RandomState is the one generator whose numbers NumPy promises never to change.
+        generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
+        order = generator.permutation(len(self.split))
+        return order, np.cumsum(self.split.document_lengths[order])
 
 
 def document_bounds(position_ids: torch.Tensor) -> torch.Tensor:
@@ -99,9 +109,3 @@ def prepared_ahead(prepare: Callable[[Argument], Result], arguments: Iterable[Ar
                 yield waiting.pop(0).result()
         for last in waiting:
             yield last.result()
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    # RandomState is the one generator whose numbers NumPy promises never to change.
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch]))).permutation(rows)

@@ -43,8 +43,6 @@ class PretrainOptions:
     """Tokens that may look back on one another at first: rows are cut into pieces of so many."""
     initial_context_tokens: int = 0
     """Tokens after which rows are whole."""
-    rows_at_document_starts: bool = False
-    """Begin each row at a document's start, rather than where the row before it ends."""
     zero_residual_projections: bool = False
     """Start with zeros in the last matrix of each attention and feed-forward block: layers begin as the identity."""
     learning_rate: float = 1e-3
@@ -68,7 +66,7 @@ class PretrainOptions:
     max_grad_norm: float = 1.0
     """Norm to which larger gradients are clipped."""
     seed: int = 0
-    """Of the initial weights, the order of the rows and dropout."""
+    """Of the initial weights, the order of the documents and dropout."""
     evaluate_every: int = 100
     """Updates from one evaluation on the validation split to the next; there is one at the start and the end too."""
     evaluation_documents: int = 500
