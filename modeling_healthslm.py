@@ -37,6 +37,10 @@ logger = logging.get_logger(__name__)
 LOSS_CHUNK_TOKENS = 512
 
 
+# What Transformers calls past_key_values up to 5.23 is cache from 5.24 on, and generation hands it over by that name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
 class HealthSLMRMSNorm(nn.Module):
     """Root mean square normalisation (Zhang and Sennrich, 2019), computed in fp32 whatever the weights' type."""
 
@@ -145,8 +149,10 @@ class HealthSLMAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cache = past_key_values if cache is None else cache
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)
@@ -154,8 +160,8 @@ class HealthSLMAttention(nn.Module):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
 
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -207,7 +213,7 @@ class HealthSLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HealthSLMDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -293,6 +299,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
@@ -303,6 +310,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
                 row, and none of them sees another.
             past_key_values: Keys and values of earlier calls.
             use_cache: Whether to return them, with this call's own, for the next.
+            cache: What Transformers calls past_key_values from 5.24 on: either name will do.
 
         Raises:
             ValueError: Both or neither of input_ids and inputs_embeds are given.
@@ -311,11 +319,12 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
         length = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cache.get_seq_length() if cache is not None else 0
         flash = is_flash_attention_requested(self.config)
         # Serving engines (vLLM, SGLang), and bounds handed to flash attention, keep documents apart without our help.
         kept_apart = self.config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS
@@ -332,7 +341,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
         same_document = None
         if documents is not None:
             # A static cache has room for more keys than there are yet: these belong to no document.
-            kv_length = past_key_values.get_mask_sizes(length, 0)[0] if past_key_values is not None else length
+            kv_length = cache.get_mask_sizes(length, 0)[0] if cache is not None else length
             if flash:
                 # Padding stands at the front of a row or behind a document, where causality hides it.
                 kwargs, attention_mask = {**kwargs, **varlen_kwargs(documents, kv_length)}, None
@@ -341,11 +350,7 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
                 same_document = packed_sequence_mask_function(documents)
 
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=same_document,
+            self.config, inputs_embeds, attention_mask, cache, and_mask_function=same_document
         )
 
         hidden_states = inputs_embeds
@@ -357,11 +362,11 @@ class HealthSLMModel(HealthSLMPreTrainedModel):
                 attention_mask=causal_mask,
                 position_ids=position_ids,
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})
 
     def _warn_beyond_context(
         self, length: int, past_length: int | torch.Tensor, packed_position_ids: torch.Tensor | None
@@ -492,6 +497,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
@@ -513,6 +519,7 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -526,9 +533,9 @@ class HealthSLMForCausalLM(HealthSLMPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
     def _chunked_loss(
