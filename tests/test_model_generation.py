@@ -150,19 +150,6 @@ def test_generation_goes_on_from_a_cache(cache):
     assert torch.equal(torch.cat((begun[:, 7:], finished), dim=1), generate(model, prompt))
 
 
-@pytest.mark.parametrize("name", ("past_key_values", "cache"))
-def test_a_past_is_taken_by_the_name_of_older_and_newer_transformers(name):
-    """Generation hands it over as `past_key_values` up to Transformers 5.23, and as `cache` since."""
-    ours, _ = twins()
-    ids, past = random_ids(2, 9), DynamicCache(config=ours.config)
-    with torch.no_grad():
-        whole = ours(ids, use_cache=False).logits
-        ours(ids[:, :6], **{name: past})
-        rest = ours(ids[:, 6:], **{name: past}).logits
-    assert past.get_seq_length() == 9
-    torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("use_cache", (True, False))
 @pytest.mark.parametrize("num_beams", (1, 2))
 def test_all_outputs_are_returned(use_cache, num_beams):
