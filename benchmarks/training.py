@@ -58,9 +58,11 @@ from command_line import run  # noqa: E402
 from healthslm.errors import UserError  # noqa: E402
 from healthslm.models import make_model  # noqa: E402
 from healthslm.tokenization.tokens import TokenizedSplit  # noqa: E402
-from healthslm.training.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention  # noqa: E402
-from healthslm.training.optimization import make_optimizers, set_learning_rates  # noqa: E402
+from healthslm.training.attention import fit_attention  # noqa: E402
+from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches  # noqa: E402
+from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed  # noqa: E402
 from healthslm.training.packing import PackedRows  # noqa: E402
+from healthslm.training.precision import bf16_autocast  # noqa: E402
 from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
 
 Result = TypeVar("Result")
@@ -197,23 +199,29 @@ def train_ours(options: BenchmarkOptions, meter: Meter) -> float:
     model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
     compiled = compiles(RECIPE, accelerator.device)
     fit_attention(bare_model, accelerator.device, compiled)
-    network = torch.compile(model, dynamic=False) if compiled else model
+    graphs = compiled and on_gpu()
+    network = torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None) if compiled else model
+    if graphs:
+        for parameter in bare_model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
     rows = packed_rows(options, bare_model.config.vocab_size)
     set_learning_rates(bare_optimizers, 1.0)
 
-    losses = []
+    steps = (step_positions(options, step) for step in range(options.steps + 1))
+    outcomes = []
     meter.begin()
-    for step in range(options.steps + 1):
-        loss = accumulate_gradients(accelerator, network, rows, step_positions(options, step), options.rows)
+    for batches in micro_batches(accelerator, bare_model, rows, steps, options.rows):
+        loss = accumulate_gradients(accelerator, network, batches)
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
-        loss, grad_norm, _ = agree(accelerator, loss, grad_norm, stopping=False)
+        outcomes.append(agree(accelerator, loss, grad_norm, stopping=False))
+        skip_failed(bare_optimizers, has_failed(outcomes[-1]))
         for optimizer in optimizers:
             optimizer.step()
         for optimizer in optimizers:
-            optimizer.zero_grad()
-        losses.append(loss)
+            optimizer.zero_grad(set_to_none=not graphs)
+        outcomes[max(len(outcomes) - 2, 0)].tolist()  # as the loop reads the outcome of the update before
         meter.step_done()
-    return statistics.fmean(losses)
+    return statistics.fmean(outcome[0].item() for outcome in outcomes)
 
 
 def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:

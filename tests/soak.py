@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import command_line
 from healthslm.training.checkpoint import find_damage, list_checkpoints
-from healthslm.training.gradients import bf16_autocast
 from healthslm.training.loop import pretrain
 from healthslm.training.metrics import read_metrics
+from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions
 
 UPDATES = 96

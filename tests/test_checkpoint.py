@@ -46,7 +46,6 @@ def optimizers_of(model: PreTrainedModel, muon: bool = False) -> list[torch.opti
     optimizers = make_optimizers(
         model,
         learning_rate=1e-3,
-        embedding_learning_rate=None,
         muon_learning_rate=1e-3 if muon else None,
         weight_decay=0.1,
         betas=(0.9, 0.95),

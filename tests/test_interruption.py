@@ -166,13 +166,10 @@ def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_t
 
 
 def test_a_second_sigint_stops_at_once(recipe, tmp_path):
-    """The second update is of 40,000 rows, one after another: minutes, which nobody waits for."""
+    """The first update is of 40,000 rows, one after another: minutes, which nobody waits for."""
     tokens = 40_000 * 64
-    training = Training(
-        tmp_path / "run", recipe, micro_batch_rows=1, initial_batch_tokens=64, batch_ramp_tokens=64,
-        batch_tokens=tokens, max_tokens=tokens,
-    )  # fmt: skip
-    training.wait_for_update(1)
+    training = Training(tmp_path / "run", recipe, micro_batch_rows=1, batch_tokens=tokens, max_tokens=tokens)
+    training.wait_until(lambda: "update 0: validation" in training.stderr)
     training.process.send_signal(signal.SIGINT)
     training.wait_until(lambda: "SIGINT: finishing this update; SIGINT stops at once" in training.stderr)
     training.process.send_signal(signal.SIGINT)

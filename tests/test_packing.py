@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from healthslm.errors import UserError
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.packing import PackedRows, document_bounds, prepared_ahead
+from healthslm.training.packing import PackedRows, prepared_ahead
 
 
 @pytest.fixture(scope="module")
@@ -112,26 +111,7 @@ def test_less_than_a_row_is_refused(train):
         PackedRows(train, context=train.num_tokens, seed=0)
 
 
-def test_with_a_longest_stretch_positions_restart_within_documents(train):
-    plain, cut = (PackedRows(train, context=12, seed=0).batch(range(3), longest) for longest in (None, 4))
-    for name in ("input_ids", "labels"):
-        assert np.array_equal(plain[name], cut[name])
-    expected = [
-        [0 if place % 4 == 0 or token == train.separator_id else None for place, token in enumerate(row)]
-        for row in plain["input_ids"]
-    ]
-    for row in expected:
-        for place, value in enumerate(row):
-            row[place] = row[place - 1] + 1 if value is None else 0
-    assert cut["position_ids"].tolist() == expected
-
-
 def test_results_prepared_ahead_come_in_order_and_errors_come_through():
     assert list(prepared_ahead(lambda number: number**2, range(5))) == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
         list(prepared_ahead(lambda number: 1 / number, [1, 0, 2]))
-
-
-def test_bounds_of_documents_are_where_positions_are_zero():
-    positions = torch.tensor([[0, 1, 2, 0], [0, 0, 1, 2]])
-    assert document_bounds(positions).tolist() == [0, 3, 4, 5, 8]

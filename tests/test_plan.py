@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from command_line import parse
 from healthslm.models import accepts, make_model
 from healthslm.training.attention import PACKED_DOCUMENTS
-from healthslm.training.gradients import bf16_autocast
 from healthslm.training.optimization import make_optimizers
 from healthslm.training.plan import describe_plan, flops_per_token, memory_by_part
+from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions, make_schedule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -102,15 +102,6 @@ def test_tokens_passes_and_hours_follow_from_the_schedule():
     assert "at 2,500 tokens a second" in plan
 
 
-def test_growing_batches_are_told():
-    options = make_options(
-        HEALTHSLM, batch_tokens=4096, initial_batch_tokens=1024, batch_ramp_tokens=8000, warmup_tokens=0
-    )
-    plan = describe_plan(on_meta(HEALTHSLM), make_schedule(options, CONTEXT, 1), options, 400_000, 1, CPU)
-    assert re.search(r"tokens of an update +4,096  from 1,024 on, over 8,000$", plan, re.MULTILINE)
-    assert "hours" not in plan
-
-
 @BOTH
 def test_operations_are_those_of_the_matrix_products_of_a_forward_and_backward_pass(shape):
     # Written-out attention computes all scores, also those with later tokens, which the plan does not count.
@@ -132,7 +123,6 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(shape, muon_lear
     optimizers = make_optimizers(
         model,
         learning_rate=1e-3,
-        embedding_learning_rate=None,
         muon_learning_rate=muon_learning_rate,
         weight_decay=0.1,
         betas=(0.9, 0.95),

@@ -41,21 +41,10 @@ def test_updates_take_up_all_rows_one_after_another():
     assert [schedule.update_at(schedule.tokens_before(update)) for update in range(33)] == list(range(33))
 
 
-def test_batches_grow_by_whole_multiples_of_the_first():
-    schedule = Schedule(context=8, max_tokens=4000, batch_tokens=64, initial_batch_tokens=16, batch_ramp_tokens=1600)
-    batches = [len(schedule.positions(update)) * 8 for update in range(len(schedule))]
-    assert batches == sorted(batches) and set(batches) == {16, 32, 48, 64}
-    for update, batch in enumerate(batches):  # as near below the straight line as multiples of 16 come
-        line = min(16 + 48 * schedule.tokens_before(update) / 1600, 64)
-        assert line - 16 < batch <= line
-    assert 4000 <= schedule.tokens_before(len(schedule)) < 4064
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch_tokens": 12}, "12 tokens is no whole number of rows of 8"),
-        ({"initial_batch_tokens": 24}, "64 is no multiple of initial_batch_tokens 24"),
         ({"warmup_tokens": 1000}, "warmup_tokens 1000 must be less"),
         ({"decay_fraction": 0.0}, "decay_fraction 0.0"),
     ],

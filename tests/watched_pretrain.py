@@ -51,8 +51,8 @@ def watch_over(watch: Watch) -> None:
     batch_of = PackedRows.batch
     accumulate_gradients, save_checkpoint = loop.accumulate_gradients, loop.save_checkpoint
 
-    def batch(self: PackedRows, positions: range, longest: int | None = None) -> dict:
-        found = batch_of(self, positions, longest)
+    def batch(self: PackedRows, positions: range) -> dict:
+        found = batch_of(self, positions)
         rows.append({"positions": list(positions), "tokens": found["input_ids"].tolist()})
         return found
 

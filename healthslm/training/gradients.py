@@ -1,5 +1,6 @@
-"""The gradients of one update: a micro-batch after another, on every process its own."""
+"""The gradients of one step: a micro-batch after another, on every process its own."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,52 +11,72 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from healthslm.models import accepts
-from healthslm.training.attention import PACKED_DOCUMENTS
-from healthslm.training.packing import PackedRows, document_bounds, prepared_ahead
+from healthslm.training.attention import document_bounds
+from healthslm.training.packing import PackedRows, prepared_ahead
+from healthslm.training.precision import bf16_autocast
+
+MicroBatch = dict[str, torch.Tensor]
+
+
+def micro_batches(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    rows: PackedRows,
+    steps: Iterable[range],
+    micro_batch_rows: int,
+) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of this process, step by step: those of the next step are prepared while one is computed.
+
+    Args:
+        model: Tells by its attention whether it wants the documents' bounds.
+        steps: The positions of the rows of each step.
+    """
+    first = accelerator.process_index * micro_batch_rows
+    stride = accelerator.num_processes * micro_batch_rows
+    attention = model.config._attn_implementation
+
+    def load(positions: range) -> list[MicroBatch]:
+        return [_micro_batch(rows.batch(range(s, s + micro_batch_rows))) for s in positions[first::stride]]
+
+    def _micro_batch(arrays: dict[str, np.ndarray]) -> MicroBatch:
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        bounds = document_bounds(batch["position_ids"], attention)
+        if bounds is not None:
+            batch["cu_seq_lens_q"] = bounds
+        if accelerator.device.type == "cuda":
+            return {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return batch
+
+    return prepared_ahead(load, steps)
 
 
 def accumulate_gradients(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    rows: PackedRows,
-    positions: range,
-    micro_batch_rows: int,
-    longest: int | None = None,
+    batches: list[MicroBatch],
 ) -> torch.Tensor:
-    """Add up the gradients of the mean loss over these rows, a micro-batch of this process at a time.
+    """Add up the gradients of a step's mean loss, a micro-batch of this process at a time.
 
     Args:
         model: The model as Accelerate prepared it, compiled or not.
-        longest: Tokens of a row that see one another, see `PackedRows.batch`.
+        batches: Of one step, as `micro_batches` gives them.
 
     Returns:
-        This process's part of that mean, times the number of processes: their mean is the loss. So are the gradients,
-        which Accelerate averages over the processes at the last micro-batch.
+        The mean over the tokens of this process: the mean of all processes is the loss. So are the gradients, which
+        Accelerate averages over the processes at the last micro-batch.
     """
     bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
     settings: dict[str, Any] = {"skip_logits": True} if accepts(bare_model, "skip_logits") else {}
-    tokens_of_process = len(positions) * rows.context // accelerator.num_processes
-    stride = micro_batch_rows * accelerator.num_processes
-    starts = positions[accelerator.process_index * micro_batch_rows :: stride]
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
     total = torch.zeros((), device=accelerator.device)
-
-    def load(start: int) -> dict[str, torch.Tensor]:
-        batch = rows.batch(range(start, start + micro_batch_rows), longest)
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {name: t.pin_memory() for name, t in tensors.items()} if total.is_cuda else tensors
-
-    for start, batch in zip(starts, prepared_ahead(load, starts), strict=True):
-        if bare_model.config._attn_implementation == PACKED_DOCUMENTS:
-            settings["cu_seq_lens_q"] = document_bounds(batch["position_ids"])
+    for number, batch in enumerate(batches, start=1):
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        is_last = start == starts[-1]
+        is_last = number == len(batches)
         with nullcontext() if is_last else accelerator.no_sync(model), bf16_autocast(accelerator.device):
             loss = model(
-                input_ids=batch["input_ids"],
-                position_ids=batch["position_ids"],
-                labels=batch["labels"],
+                **batch,
                 shift_labels=batch["labels"],
-                num_items_in_batch=tokens_of_process,
+                num_items_in_batch=tokens,
                 use_cache=False,
                 **settings,
             ).loss
@@ -64,31 +85,21 @@ def accumulate_gradients(
     return total
 
 
-def agree(
-    accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor, stopping: bool
-) -> tuple[float, float, bool]:
+def agree(accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor, stopping: bool) -> torch.Tensor:
     """What all processes take for the loss, the gradient's norm (not finite if it is not so for one of them), and
-    whether one of them was asked to stop."""
+    whether one of them was asked to stop (above 0): (3,), on the device, where nothing has to wait for it."""
     if isinstance(grad_norm, DTensor):
         grad_norm = grad_norm.full_tensor()
     own = torch.stack([loss, grad_norm.to(loss), torch.full_like(loss, float(stopping))])
-    loss_mean, norm_mean, stopping_mean = accelerator.reduce(own, "mean").tolist()
-    return loss_mean, norm_mean, stopping_mean > 0
+    return accelerator.reduce(own, "mean")
 
 
-def bf16_autocast(device: torch.device) -> torch.autocast:
-    """Matrix products in bf16 where the machine computes in it, and not where it would only imitate it."""
-    if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+def has_failed(outcome: torch.Tensor) -> torch.Tensor:
+    """1 if, by what `agree` returned, the loss or the gradient is not finite or there is no gradient at all, else 0.
 
-
-def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) -> None:
-    """Have a model attend document by document on a CPU, unless it is compiled: documents have all lengths."""
-    if device.type == "cpu" and not compiled:
-        model.set_attn_implementation(PACKED_DOCUMENTS)
+    No gradient is a mistake of the software's: a model that has still to learn gets one.
+    """
+    return (~outcome.isfinite().all() | (outcome[1] == 0)).float()
 
 
 def seed_dropout(*numbers: int) -> None:

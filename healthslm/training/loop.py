@@ -15,6 +15,8 @@ import math
 import os
 import shlex
 import time
+from collections import deque
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import remove_partials, replacing
 from healthslm.models import REPOSITORY, make_model, open_model, zero_residual_projections
 from healthslm.tokenization.tokens import TOKENIZER_FOLDER, TokenizedSplit
+from healthslm.training.attention import fit_attention
 from healthslm.training.checkpoint import (
     gather_weights,
     list_checkpoints,
@@ -37,13 +40,14 @@ from healthslm.training.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from healthslm.training.gradients import accumulate_gradients, agree, bf16_autocast, fit_attention, seed_dropout
+from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches, seed_dropout
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.interruption import StopSignals
 from healthslm.training.metrics import RunMetrics, is_spike
-from healthslm.training.optimization import make_optimizers, set_learning_rates
+from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed
 from healthslm.training.packing import PackedRows
-from healthslm.training.plan import plan_run
+from healthslm.training.plan import fit_micro_batch, plan_run
+from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import (
     PretrainOptions,
     check_unchanged,
@@ -58,15 +62,15 @@ from healthslm.training.schedule import Schedule
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-"""Updates without a finite loss and gradient after which a run gives up."""
+"""Failed updates, without a finite loss and gradient or with no gradient at all, after which a run gives up."""
 
 
 def pretrain(options: PretrainOptions) -> None:
     """Train a causal language model from memory-mapped tokens.
 
     Raises:
-        UserError: An option does not fit the model, the corpus or the run folder; too many updates in a row had no
-            finite loss or gradient.
+        UserError: An option does not fit the model, the corpus or the run folder; too many updates in a row
+            failed.
         Stopped: A signal asked for it; there is a checkpoint to resume from.
     """
     # Said outright, because Accelerate would take several processes on the CPU for as many runs of one.
@@ -109,7 +113,15 @@ def pretrain(options: PretrainOptions) -> None:
     first_update = schedule.update_at(state["tokens"])
     compiled = compiles(options, accelerator.device)
     fit_attention(bare_model, accelerator.device, compiled)
-    network = torch.compile(model, dynamic=False) if compiled else model
+    # CUDA graphs spare the host a thousand launches a step; DDP and FSDP hook into the model in ways that break them.
+    graphs = compiled and accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    network = torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None) if compiled else model
+    if graphs:  # whose own memory each micro-batch overwrites: gradients need one that stays
+        for parameter in bare_model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    micro_batch_rows = fit_micro_batch(bare_model, options, context, accelerator.num_processes, accelerator.device)
+    steps = (schedule.positions(update) for update in range(first_update, len(schedule)))
+    batches = micro_batches(accelerator, bare_model, rows, steps, micro_batch_rows)
 
     accelerator.wait_for_everyone()  # until each has seen whether the run exists
     if is_main:
@@ -160,50 +172,62 @@ def pretrain(options: PretrainOptions) -> None:
     if first_update == 0:
         evaluate(0)
 
+    def finish(update: int, outcome: torch.Tensor) -> bool:
+        """Take note of an update, which is waited for here alone. Returns whether to stop."""
+        nonlocal finished_at
+        loss, grad_norm, stopping = outcome.tolist()
+        failed = bool(has_failed(outcome))
+        state["tokens"] = schedule.tokens_before(update + 1)
+        state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if failed else 0
+        if is_main:
+            positions, learning_rate_factor = schedule.positions(update), schedule.learning_rate_factor(update)
+            tokens, now = len(positions) * context, time.perf_counter()
+            bar.update(tokens)
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
+            figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
+            figures["tokens_per_second"] = tokens / (now - finished_at)
+            finished_at = now
+            if failed:
+                figures = {"skipped": rows.place(positions)}
+                bar.write(f"update {update + 1}: skipped, with loss {loss} and gradient norm {grad_norm}")
+            elif is_spike(metrics.recent_losses, loss):
+                figures["spike"] = rows.place(positions)
+                bar.write(f"update {update + 1}: the loss leaps to {loss:.3f}")
+            metrics.write({"update": update + 1, "tokens": state["tokens"], **figures})
+        if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+            bar.close()
+            raise UserError(failed_updates(checkpoints, state["skipped_in_a_row"]))
+        return stopping > 0
+
     bare_model.train()
-    with StopSignals() as stop:
-        for update in range(first_update, len(schedule)):
-            started = time.perf_counter()
-            learning_rate_factor = schedule.learning_rate_factor(update)
-            set_learning_rates(bare_optimizers, learning_rate_factor)
+    unfinished: deque[tuple[int, torch.Tensor]] = deque()
+    stopping, finished_at = False, time.perf_counter()
+    with StopSignals() as stop, closing(batches):
+        for update, batch in zip(range(first_update, len(schedule)), batches, strict=True):
+            set_learning_rates(bare_optimizers, schedule.learning_rate_factor(update))
             seed_dropout(options.seed, update, accelerator.process_index)
-
-            positions = schedule.positions(update)
-            longest = options.initial_context if state["tokens"] < options.initial_context_tokens else None
-            loss = accumulate_gradients(accelerator, network, rows, positions, options.micro_batch_rows, longest)
+            loss = accumulate_gradients(accelerator, network, batch)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
-            # The one place of an update that waits for the device, and the one where processes agree.
-            loss, grad_norm, stopping = agree(accelerator, loss, grad_norm, stop.received is not None)
-            is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-            if is_finite:
-                for optimizer in optimizers:
-                    optimizer.step()
+            outcome = agree(accelerator, loss, grad_norm, stop.received is not None)
+            skip_failed(bare_optimizers, has_failed(outcome))
             for optimizer in optimizers:
-                optimizer.zero_grad()
-            state["tokens"] = schedule.tokens_before(update + 1)
-            state["skipped_in_a_row"] = 0 if is_finite else state["skipped_in_a_row"] + 1
+                optimizer.step()
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=not graphs)
 
-            if is_main:
-                tokens = len(positions) * context
-                bar.update(tokens)
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
-                figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
-                figures["tokens_per_second"] = tokens / (time.perf_counter() - started)
-                if not is_finite:
-                    figures = {"skipped": rows.place(positions)}
-                    bar.write(f"update {update + 1}: skipped, with loss {loss} and gradient norm {grad_norm}")
-                elif is_spike(metrics.recent_losses, loss):
-                    figures["spike"] = rows.place(positions)
-                    bar.write(f"update {update + 1}: the loss leaps to {loss:.3f}")
-                metrics.write({"update": update + 1, "tokens": state["tokens"], **figures})
-            if state["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-                bar.close()
-                raise UserError(not_finite(checkpoints, state["skipped_in_a_row"]))
-            if due(update + 1, options.evaluate_every, len(schedule)):
+            # A device computes this update while the one before is taken note of.
+            unfinished.append((update, outcome))
+            evaluating = due(update + 1, options.evaluate_every, len(schedule))
+            saving = due(update + 1, options.save_every, len(schedule))
+            while unfinished and (stopping or evaluating or saving or len(unfinished) > updates_ahead(accelerator.device)):
+                stopping = finish(*unfinished.popleft()) or stopping
+            if evaluating:
                 evaluate(update + 1)
-            if stopping or due(update + 1, options.save_every, len(schedule)):
+            if stopping or saving:
                 save(update + 1)
-            accelerator.wait_for_everyone()
+            if stopping or evaluating or saving:
+                accelerator.wait_for_everyone()
+                finished_at = time.perf_counter()
             if stopping:
                 break
 
@@ -221,6 +245,11 @@ def pretrain(options: PretrainOptions) -> None:
         raise Stopped(f"stopped after update {updates}; {resume_command(options)}" if is_main else "")
     if is_main:
         logger.info("%s: best validation %.4f bits per byte", options.output / "best", state["best_bits_per_byte"])
+
+
+def updates_ahead(device: torch.device) -> int:
+    """Updates that are queued on a device before the first of them is waited for: a CPU has no queue."""
+    return 0 if device.type == "cpu" else 1
 
 
 def due(update: int, every: int, updates: int) -> bool:
@@ -244,12 +273,13 @@ def fit_to_tokenizer(model: PreTrainedModel, train: TokenizedSplit, tokenizer_fo
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def not_finite(checkpoints: Path, skipped: int) -> str:
+def failed_updates(checkpoints: Path, skipped: int) -> str:
     """Say that a run gives up, and what there is to go on from."""
     saved = newest_checkpoint(checkpoints) if list_checkpoints(checkpoints) else "none"
     return (
-        f"the loss or gradient of {skipped} updates in a row was not finite; none of them changed the weights, and the "
-        f"last good checkpoint is {saved}: lower the learning rate, or look at the text there"
+        f"{skipped} updates in a row failed: the loss or gradient norm was not finite, or the norm was exactly zero. "
+        f"None of them changed the weights; the last good checkpoint is {saved}. If not finite, lower the learning rate "
+        "or look at the text there; if zero, check that the model has weights to train, and try --compile false"
     )
 
 

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from healthslm.errors import UserError
 from healthslm.tokenization.tokens import TokenizedSplit
@@ -34,20 +33,17 @@ class PackedRows:
             raise UserError(f"{split.num_tokens} training tokens are less than one row of {context}: add text")
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
-    def batch(self, positions: range, longest: int | None = None) -> dict[str, np.ndarray]:
+    def batch(self, positions: range) -> dict[str, np.ndarray]:
         """The rows at these positions: `input_ids`, `labels` and `position_ids`, each (rows, context) of int64.
 
         Labels are the tokens that follow: already shifted, so that the last position has one too. Positions restart at
         each separator, which keeps the documents of a row apart; the last token of a document is to predict the next
-        one's separator, and so learns to end. With `longest`, they also restart every so many tokens of a row.
+        one's separator, and so learns to end.
         """
         rows = np.stack([self._row(position) for position in positions])
         inputs = rows[:, :-1]
         places = np.arange(self.context)
-        begins = inputs == self.split.separator_id
-        if longest is not None:
-            begins |= places % longest == 0
-        starts = np.where(begins, places, 0)
+        starts = np.where(inputs == self.split.separator_id, places, 0)
         return {
             "input_ids": inputs,
             "labels": rows[:, 1:].copy(),  # contiguous, as losses want them
@@ -91,12 +87,6 @@ class PackedRows:
         generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
         order = generator.permutation(len(self.split))
         return order, np.cumsum(self.split.document_lengths[order])
-
-
-def document_bounds(position_ids: torch.Tensor) -> torch.Tensor:
-    """Bounds (documents + 1,) of the documents in a batch (rows, context) laid out as one line, by their positions."""
-    flat = position_ids.flatten()
-    return torch.cat([(flat == 0).nonzero().flatten(), flat.new_tensor([len(flat)])])
 
 
 def prepared_ahead(prepare: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:

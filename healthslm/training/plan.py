@@ -6,6 +6,7 @@ shape, a type and a device but no values, and what its optimizers and one micro-
 
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -16,11 +17,14 @@ from transformers import PreTrainedModel
 
 from healthslm.models import accepts, make_model
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.attention import PACKED_DOCUMENTS
-from healthslm.training.gradients import bf16_autocast, fit_attention
+from healthslm.training.attention import document_bounds, fit_attention
 from healthslm.training.optimization import find_embeddings, make_optimizers
+from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions, compiles, make_schedule, optimizer_settings
 from healthslm.training.schedule import Schedule
+
+FREE_MEMORY_USED = 0.8
+"""Part of a GPU's free memory that micro-batches are sized for: an estimate is no more than that."""
 
 _human = tqdm.format_sizeof  # in three digits: 15.3M
 
@@ -36,8 +40,31 @@ def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> 
     with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
         model = make_model(options.model)
     fit_attention(model, device, compiles(options, device))
-    schedule = make_schedule(options, options.context or model.config.max_position_embeddings, processes)
+    context = options.context or model.config.max_position_embeddings
+    schedule = make_schedule(options, context, processes)
+    options = replace(options, micro_batch_rows=fit_micro_batch(model, options, context, processes, device))
     return describe_plan(model, schedule, options, corpus_tokens, processes, device)
+
+
+def fit_micro_batch(
+    model: PreTrainedModel, options: PretrainOptions, context: int, processes: int, device: torch.device
+) -> int:
+    """Rows that a process computes at once: as many as asked for, or as fit into its GPU's memory (at most 8 on a CPU).
+
+    Rows take equal memory, so that what more of them take follows from what one and two do.
+    """
+    if options.micro_batch_rows is not None:
+        return options.micro_batch_rows
+    rows = options.batch_tokens // (context * processes)
+    fitting = min(rows, 8)
+    if device.type == "cuda":
+        one, two = (
+            sum(memory_by_part(model, replace(options, micro_batch_rows=count), context, device).values())
+            for count in (1, 2)
+        )
+        room = FREE_MEMORY_USED * torch.cuda.mem_get_info(device)[0]
+        fitting = max(1 + int((room - one) / (two - one)), 1)
+    return max(count for count in range(1, rows + 1) if rows % count == 0 and count <= fitting)
 
 
 def describe_plan(
@@ -60,8 +87,6 @@ def describe_plan(
     flops, tokens = flops_per_token(model, schedule.context), schedule.tokens_before(len(schedule))
     micro_batch = options.micro_batch_rows * schedule.context
     micro_batches = schedule.batch_tokens // (micro_batch * processes)
-    first = schedule.initial_batch_tokens or schedule.batch_tokens
-    growth = f"from {first:,} on, over {schedule.batch_ramp_tokens:,}" if first < schedule.batch_tokens else ""
     memory = memory_by_part(model, options, schedule.context, device)
     checkpoint = sum(size for part, size in memory.items() if part.startswith(("weights", "moments")))
     rows = [
@@ -75,7 +100,7 @@ def describe_plan(
         ("  tokens", f"{tokens:,}", _human(tokens)),
         ("  passes over the corpus", f"{tokens / corpus_tokens:,.2f}", f"of {corpus_tokens:,}"),
         ("  updates", f"{len(schedule):,}", ""),
-        ("  tokens of an update", f"{schedule.batch_tokens:,}", growth),
+        ("  tokens of an update", f"{schedule.batch_tokens:,}", ""),
         ("  its micro-batches a process", f"{micro_batches:,}", ""),
         ("  tokens of a micro-batch", f"{micro_batch:,}", f"{options.micro_batch_rows} x {schedule.context:,}"),
         ("  operations", f"{flops * tokens:,}", _human(flops * tokens, "FLOP")),
@@ -138,8 +163,10 @@ def memory_by_part(
     batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
     if accepts(fake, "skip_logits"):
         batch["skip_logits"] = True
-    if fake.config._attn_implementation == PACKED_DOCUMENTS:
-        batch["cu_seq_lens_q"] = torch.arange(0, rows * context + 1, context)
+    bounds = document_bounds(torch.arange(context).expand(rows, -1), fake.config._attn_implementation)
+    if bounds is not None:
+        on_device = device.type != "cpu"  # where one document after another is computed, by bounds that have values
+        batch["cu_seq_lens_q"] = fake_mode.from_tensor(bounds.to(device)) if on_device else bounds
     with _LiveBytes(fake_mode) as live, autocast:
         fake.base_model.register_forward_hook(lambda *_: after_decoder.append(live.now))
         fake(**batch).loss.backward()

@@ -31,24 +31,15 @@ class PretrainOptions:
     """Tokens to train on; the last update may go beyond by less than batch_tokens."""
     batch_tokens: int = 65_536
     """Tokens of an update, over all processes."""
-    initial_batch_tokens: int | None = None
-    """Tokens of the first update; later ones grow by multiples of it up to batch_tokens. By default all have that."""
-    batch_ramp_tokens: int = 0
-    """Tokens over which batches grow."""
-    micro_batch_rows: int = 8
-    """Rows of one context that a process computes at once; more need more memory and change no result."""
+    micro_batch_rows: int | None = None
+    """Rows of one context that a process computes at once; more need more memory and change no result. By default as
+    many as fit into a GPU's memory, and at most 8 on a CPU."""
     context: int | None = None
     """Tokens of a row; by default the model's longest."""
-    initial_context: int | None = None
-    """Tokens that may look back on one another at first: rows are cut into pieces of so many."""
-    initial_context_tokens: int = 0
-    """Tokens after which rows are whole."""
     zero_residual_projections: bool = False
     """Start with zeros in the last matrix of each attention and feed-forward block: layers begin as the identity."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    embedding_learning_rate: float | None = None
-    """AdamW's peak for the embeddings; by default the same."""
     muon_learning_rate: float | None = None
     """Peak learning rate of Muon, which then trains the hidden matrices; by default AdamW does."""
     warmup_tokens: int = 2_000_000
@@ -98,22 +89,21 @@ FREE_OPTIONS = COMMANDS | {
 
 
 def make_schedule(options: PretrainOptions, context: int, processes: int) -> Schedule:
-    """The updates of a run, whose rows must come out even among micro-batches and processes.
+    """The updates of a run, whose rows must come out even among processes.
 
     Raises:
         UserError: They do not, or the numbers do not fit one another.
     """
-    for name in ("micro_batch_rows", "evaluate_every", "save_every", "keep_checkpoints"):
+    for name in ("evaluate_every", "save_every", "keep_checkpoints"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} must be at least 1, not {getattr(options, name)}")
-    step = context * options.micro_batch_rows * processes
-    for name in ("batch_tokens", "initial_batch_tokens"):
-        tokens = getattr(options, name)
-        if tokens is not None and tokens % step:
-            raise UserError(
-                f"{name} {tokens} is no multiple of {step} (context {context} x micro_batch_rows "
-                f"{options.micro_batch_rows} x processes {processes}); {max(tokens // step, 1) * step} is"
-            )
+    step = context * processes * (options.micro_batch_rows or 1)
+    if options.batch_tokens % step:
+        raise UserError(
+            f"batch_tokens {options.batch_tokens} is no multiple of {step} (context {context} x micro_batch_rows "
+            f"{options.micro_batch_rows or 1} x processes {processes}); "
+            f"{max(options.batch_tokens // step, 1) * step} is"
+        )
     return Schedule(
         context=context,
         max_tokens=options.max_tokens,
@@ -122,14 +112,12 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
         decay=options.decay,
         decay_fraction=options.decay_fraction,
         final_fraction=options.final_fraction,
-        initial_batch_tokens=options.initial_batch_tokens,
-        batch_ramp_tokens=options.batch_ramp_tokens,
     )
 
 
 def optimizer_settings(options: PretrainOptions) -> dict[str, Any]:
     """The options that `make_optimizers` takes."""
-    names = ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "weight_decay", "betas")
+    names = ("learning_rate", "muon_learning_rate", "weight_decay", "betas")
     return {name: getattr(options, name) for name in names}
 
 

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from healthslm.errors import UserError
 
 Decay = Literal["linear", "cosine"]
@@ -32,42 +30,31 @@ class Schedule:
     decay_fraction: float = 1.0
     final_fraction: float = 0.0
     """Part of the peak towards which the learning rate falls."""
-    initial_batch_tokens: int | None = None
-    """Tokens of the first update; batches grow by multiples of it until they reach batch_tokens."""
-    batch_ramp_tokens: int = 0
-    """Tokens over which they grow."""
 
     def __post_init__(self) -> None:
-        first = self.initial_batch_tokens or self.batch_tokens
-        if first % self.context:
-            raise UserError(f"a batch of {first} tokens is no whole number of rows of {self.context}")
-        if self.batch_tokens % first:
-            raise UserError(f"batch_tokens {self.batch_tokens} is no multiple of initial_batch_tokens {first}")
+        if self.batch_tokens % self.context:
+            raise UserError(f"a batch of {self.batch_tokens} tokens is no whole number of rows of {self.context}")
         if not 0 <= self.warmup_tokens < self.max_tokens:
             raise UserError(f"warmup_tokens {self.warmup_tokens} must be less than max_tokens {self.max_tokens}")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"decay_fraction {self.decay_fraction} must be above 0 and at most 1")
-        starts, tokens = [0], 0
-        while tokens < self.max_tokens:
-            tokens += self._batch_tokens_after(tokens)
-            starts.append(tokens // self.context)
-        object.__setattr__(self, "_first_rows", np.array(starts))
 
     def __len__(self) -> int:
         """Number of updates."""
-        return len(self._first_rows) - 1
+        return -(-self.max_tokens // self.batch_tokens)
 
     def tokens_before(self, update: int) -> int:
         """Tokens trained on before this update; with the number of updates, those of the run."""
-        return int(self._first_rows[update]) * self.context
+        return update * self.batch_tokens
 
     def update_at(self, tokens: int) -> int:
         """The update that begins when so many tokens have been trained on."""
-        return int(np.searchsorted(self._first_rows, tokens // self.context))
+        return -(-tokens // self.batch_tokens)
 
     def positions(self, update: int) -> range:
         """Positions of this update's rows among all rows."""
-        return range(int(self._first_rows[update]), int(self._first_rows[update + 1]))
+        rows = self.batch_tokens // self.context
+        return range(update * rows, (update + 1) * rows)
 
     def learning_rate_factor(self, update: int) -> float:
         """The part of the peak that the learning rate is in this update."""
@@ -79,10 +66,3 @@ class Schedule:
         if self.decay == "cosine":
             left = 0.5 - 0.5 * math.cos(math.pi * left)
         return self.final_fraction + (1.0 - self.final_fraction) * left
-
-    def _batch_tokens_after(self, tokens: int) -> int:
-        first = self.initial_batch_tokens or self.batch_tokens
-        if tokens >= self.batch_ramp_tokens:
-            return self.batch_tokens
-        growth = (self.batch_tokens - first) * tokens / self.batch_ramp_tokens
-        return first + int(growth / first) * first
