@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import REPOSITORY, llama_twin, network, random_ids
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -15,6 +16,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
@@ -66,6 +68,16 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(input_ids=random_ids(2, 9)).logits
 
 
+@torch.no_grad()
+def likeliest_tokens(model: torch.nn.Module, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """The tokens (batch, length), continued by a loop that knows nothing of caches."""
+    for _ in range(count):
+        following = model(input_ids=tokens, use_cache=False).logits[:, -1].clone()
+        following[:, model.config.eos_token_id] = -torch.inf
+        tokens = torch.cat((tokens, following.argmax(-1, keepdim=True)), dim=1)
+    return tokens
+
+
 def test_lora_of_rank_16_on_all_linear_layers_trains_786432_weights() -> None:
     config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
@@ -84,7 +96,8 @@ def test_an_adapter_is_trained_saved_and_put_back_on_its_base(method: str, folde
     torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
     assert not torch.allclose(logits(model)[:, -9:], logits(load(folder)))  # a tuned prompt has logits too
     prompt = random_ids(1, 5)
-    assert restored.generate(input_ids=prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (1, 9)
+    generated = restored.generate(input_ids=prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(generated, likeliest_tokens(restored, prompt, 6))
 
 
 def test_a_merged_adapter_is_a_plain_model_again(folder: Path, tmp_path: Path) -> None:
@@ -106,6 +119,7 @@ def test_an_adapter_folder_alone_finds_its_base(folder: Path, tmp_path: Path) ->
     torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
 
 
+@pytest.mark.skipif(Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason="Transformers refuses this PEFT")
 def test_adapters_added_by_transformers_itself_can_be_switched_off_and_loaded(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     model.add_adapter(METHODS["lora"]())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import FAMILIES, PAD, network, random_ids, twins
+from networks import FAMILIES, HEADS, PAD, network, random_ids, twins
 from transformers import (
     CompileConfig,
     DynamicCache,
@@ -12,6 +12,7 @@ from transformers import (
     set_seed,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 NEW_TOKENS = 8
 
@@ -148,6 +149,25 @@ def test_generation_goes_on_from_a_cache(cache):
     begun = model.generate(prompt, past_key_values=past, do_sample=False, max_new_tokens=3, min_new_tokens=3)
     finished = generate(model, begun, past_key_values=past, max_new_tokens=5, min_new_tokens=5)
     assert torch.equal(torch.cat((begun[:, 7:], finished), dim=1), generate(model, prompt))
+
+
+# Transformers 5.24 renamed `past_key_values` to `cache`, and accepts the old name.
+NAMES = {"past_key_values", *({"cache"} & CausalLMOutputWithPast.__dataclass_fields__.keys())}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("head", HEADS)
+def test_a_cache_is_taken_by_every_name_that_transformers_has_for_it(name, head):
+    model, ids = network("healthslm", head), random_ids(1, 9)
+    past = DynamicCache(config=model.config)
+    with torch.no_grad():
+        whole = model(ids, use_cache=False)[0]
+        parts = [model(part, **{name: past})[0] for part in (ids[:, :6], ids[:, 6:])]
+    assert past.get_seq_length() == 9
+    if head == "ForSequenceClassification":  # which has the last token's alone
+        torch.testing.assert_close(parts[1], whole)
+    else:
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
 @pytest.mark.parametrize("use_cache", (True, False))

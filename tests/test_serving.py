@@ -230,7 +230,23 @@ def test_a_body_is_its_own_decoder_with_one_list_of_layers() -> None:
     assert [layer.self_attn.layer_idx for layer in layers] == list(range(body.config.num_hidden_layers))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "paged|eager"])
+class AnyShapeCache:
+    """The cache of continuous batching, of which nothing but the shape is true: it has no length, and is no `Cache`."""
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, kwargs: dict):
+        return key, value
+
+
+def test_continuous_batching_computes_without_looking_at_values() -> None:
+    """Or it could not be captured as a CUDA graph, with more tokens in all than the context has room for."""
+    with torch.device("meta"):
+        model = network("healthslm")
+        ids, mask, bounds = torch.zeros(1, 77).long(), torch.zeros(1, 1, 77, 77), torch.zeros(4).int()
+    output = model(ids, mask, position_ids=ids, past_key_values=AnyShapeCache(), cu_seq_lens_q=bounds, use_cache=True)
+    assert output.logits.shape == (1, 77, 99)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "paged|eager"])
 def test_continuous_batching_generates_what_each_prompt_does_alone(attention: str, messages) -> None:
     model = network("healthslm", attention=attention.removeprefix("paged|"))
     greedy = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=1)

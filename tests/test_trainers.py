@@ -72,6 +72,14 @@ def test_what_the_trainer_saves_is_what_it_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load(tmp_path)), logits(training.model), rtol=0, atol=0)
 
 
+def test_the_trainer_predicts_logits_and_no_cache(tmp_path: Path) -> None:
+    predicting = trainer(tmp_path)
+    predictions = predicting.predict(examples()).predictions
+    with torch.no_grad():
+        expected = predicting.model(input_ids=random_ids(4, 12)).logits
+    torch.testing.assert_close(torch.from_numpy(predictions), expected)
+
+
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     whole.train()
