@@ -69,6 +69,16 @@ def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
     return make_folders(tmp_path_factory.mktemp("sample"))
 
 
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Train on the CPU in each of its two precisions, whether or not this processor is fast at bf16."""
+    from in_precision import set_precision  # seconds to import, and few tests need it
+
+    with pytest.MonkeyPatch.context() as patch:
+        set_precision(request.param, patch.setattr)
+        yield request.param
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 64 KiB, to be filled. Mounting one takes the rights of root."""
