@@ -1,6 +1,8 @@
-"""Train on the CPU in fp32 or in bf16, whatever this processor is fast at: it computes in both.
+"""Train on the CPU in fp32 or in bf16, whatever this processor is fast at.
 
     python tests/in_precision.py bf16 scripts/pretrain.py --recipe recipe.yaml
+
+Every CPU computes in both; without instructions for bf16 it only takes longer.
 """
 
 import runpy

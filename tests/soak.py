@@ -2,7 +2,7 @@
 
     python tests/soak.py --kills 20
 
-In fp32 and, where the machine computes in it, in bf16, with one process and with two: a small run on the embedded
+In fp32 and in bf16, with one process and with two: a small run on the embedded
 sample is killed by SIGKILL again and again, each time resumed, and must end with the same bytes of weights, optimizers
 and all else in its checkpoints and in `best`, and with the same metrics but for the speed. The moments are spread over
 the whole run: some at any time, some while a checkpoint or the best model is being written, some during the start. The
@@ -27,15 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import conftest  # noqa: F401  the environment that all tests share, before Transformers reads it
-import torch
 import yaml
+from in_precision import set_precision
 from pipeline_folders import TINY_MODEL, make_folders
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import command_line
 from healthslm.training.checkpoint import find_damage, list_checkpoints
-from healthslm.training.gradients import bf16_autocast
 from healthslm.training.loop import pretrain
 from healthslm.training.metrics import read_metrics
 from healthslm.training.recipe import PretrainOptions
@@ -159,8 +158,7 @@ def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Pat
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    if setting.precision == "fp32":
-        torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+    set_precision(setting.precision)
     if setting.processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setting.processes),
@@ -243,9 +241,6 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--tokens", type=Path, help="a tokenised corpus; by default it is made of the embedded sample")
     options = parser.parse_args()
-    if "bf16" in options.precisions and not bf16_autocast(torch.device("cpu"))._enabled:
-        print("bf16: left out, this machine would only imitate it")
-        options.precisions.remove("bf16")
 
     with tempfile.TemporaryDirectory(prefix="healthslm-soak-") as folder:
         tokens = options.tokens
