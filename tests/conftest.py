@@ -1,6 +1,8 @@
-"""What all tests share: no network, caches of their own, two fixtures for files, and a way to run a script."""
+"""What all tests share: no network, caches of their own, two fixtures for files, and ways to run a script."""
 
+import logging
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,25 @@ def run_script() -> RunScript:
     def run(name: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None):
         command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def run_script_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunScript:
+    """The same in this process, which has imported already what takes a new one seconds, in the current folder."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        script = REPOSITORY / "scripts" / f"{name}.py"
+        command, status = [str(script), *map(str, arguments)], 0
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, for which scripts would print no messages
+        capfd.readouterr()
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return subprocess.CompletedProcess(command, status, *capfd.readouterr())
 
     return run
 

@@ -39,9 +39,9 @@ from healthslm.training.loop import pretrain
 from healthslm.training.metrics import read_metrics
 from healthslm.training.recipe import PretrainOptions
 
-UPDATES = 96
+BATCH_TOKENS = 512
 RECIPE = {
-    "model": TINY_MODEL, "max_tokens": UPDATES * 512, "batch_tokens": 512, "micro_batch_rows": 4, "learning_rate": 3e-3,
+    "model": TINY_MODEL, "batch_tokens": BATCH_TOKENS, "micro_batch_rows": 4, "learning_rate": 3e-3,
     "muon_learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 3, "evaluation_documents": 3, "save_every": 2,
 }  # fmt: skip
 MAX_SECONDS = 600
@@ -56,6 +56,7 @@ fork = multiprocessing.get_context("fork")
 class Setting:
     precision: str
     processes: int
+    steps: int
 
     def __str__(self) -> str:
         return f"{self.precision}, {self.processes} process{'es' if self.processes > 1 else ''}"
@@ -73,11 +74,11 @@ class Moment:
         return f"{self.seconds:.3f} s after {self.after}"
 
 
-def choose_moments(rng: random.Random, kills: int) -> Iterator[Moment]:
+def choose_moments(rng: random.Random, kills: int, steps: int) -> Iterator[Moment]:
     """Moments in the order of the run, an equal part of it for each."""
     for kill in range(kills):
         (after,) = rng.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])
-        update = int((kill + rng.random()) / kills * UPDATES)
+        update = int((kill + rng.random()) / kills * steps)
         yield Moment(after, update, rng.uniform(0, MOMENTS[after][1]))
 
 
@@ -91,7 +92,8 @@ class Run:
         self.setting, self.folder = setting, folder
         self.checkpoints = folder / "checkpoints"
         self.log, self.recipe = folder.with_suffix(".log"), folder.with_suffix(".yaml")
-        self.recipe.write_text(yaml.safe_dump(RECIPE | {"tokens": str(tokens), "output": str(folder)}))
+        options = {"max_tokens": setting.steps * BATCH_TOKENS, "tokens": str(tokens), "output": str(folder)}
+        self.recipe.write_text(yaml.safe_dump(RECIPE | options))
         self.processes: list[multiprocessing.Process] = []
 
     def start(self) -> None:
@@ -206,7 +208,8 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
     )
     whole.finish()
     hits: Counter[str] = Counter()
-    for number, moment in enumerate(choose_moments(random.Random(f"{seed} {setting}"), kills), start=1):
+    moments = choose_moments(random.Random(f"{seed} {setting}"), kills, setting.steps)
+    for number, moment in enumerate(moments, start=1):
         before = killed.half_written
         killed.start()
         killed.wait(lambda moment=moment: killed.is_at(moment))
@@ -236,6 +239,7 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each run")
+    parser.add_argument("--steps", type=int, default=96, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
@@ -249,7 +253,9 @@ def main() -> None:
             maker.start()
             maker.join()
             tokens = Path(folder) / "sample" / "tokens"
-        settings = [Setting(precision, count) for count in options.processes for precision in options.precisions]
+        settings = [
+            Setting(precision, count, options.steps) for count in options.processes for precision in options.precisions
+        ]
         same = [soak(setting, tokens, Path(folder), options.kills, options.seed) for setting in settings]
     sys.exit(0 if all(same) else 1)
 

@@ -23,7 +23,7 @@ from healthslm.training.recipe import PretrainOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOAK = REPOSITORY / "tests" / "soak.py"
-UPDATES = 150
+UPDATES = 100
 
 
 # Signals
@@ -71,7 +71,7 @@ def test_signals_mean_afterwards_what_they_meant_before():
 def recipe(sample_folders) -> dict:
     return {
         "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": UPDATES * 256, "batch_tokens": 256,
-        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 60, "evaluation_documents": 3,
+        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 1000, "evaluation_documents": 3,
         "save_every": 1000,
     }  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_a_signal_stops_two_processes_after_the_same_update(recipe, tmp_path, to
 
 
 def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", *arguments]
+    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", "--steps", "24", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
