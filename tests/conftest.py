@@ -1,6 +1,8 @@
-"""What all tests share: no network, caches of their own, two fixtures for files, and a way to run a script."""
+"""What all tests share: no network, caches of their own, two fixtures for files, and ways to run a script."""
 
+import logging
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -61,12 +63,41 @@ def run_script() -> RunScript:
     return run
 
 
+@pytest.fixture
+def run_script_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunScript:
+    """The same in this process, which has imported already what takes a new one seconds, in the current folder."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        script = REPOSITORY / "scripts" / f"{name}.py"
+        command, status = [str(script), *map(str, arguments)], 0
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, for which scripts would print no messages
+        capfd.readouterr()
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return subprocess.CompletedProcess(command, status, *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
     """Corpus, tokenizer and tokens made of the embedded sample by the stages themselves."""
     from pipeline_folders import make_folders  # seconds to import, and few tests need it
 
     return make_folders(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Train on the CPU in fp32 and in bf16, whatever this processor is fast at."""
+    from in_precision import set_precision  # seconds to import, and few tests need it
+
+    with pytest.MonkeyPatch.context() as patch:
+        set_precision(request.param, patch.setattr)
+        yield request.param
 
 
 @pytest.fixture

@@ -42,5 +42,7 @@ def make_folders(root: Path, held_out: Sequence[Path] = ()) -> Folders:
         )
     )
     train_tokenizer(TokenizerOptions(corpus=folders.corpus, output=folders.tokenizer, vocab_size=512))
-    tokenize_corpus(TokenizeOptions(corpus=folders.corpus, tokenizer=str(folders.tokenizer), output=folders.tokens))
+    tokenize_corpus(
+        TokenizeOptions(corpus=folders.corpus, tokenizer=str(folders.tokenizer), output=folders.tokens, workers=1)
+    )
     return folders

@@ -2,7 +2,7 @@
 
     python tests/soak.py --kills 20
 
-In fp32 and, where the machine computes in it, in bf16, with one process and with two: a small run on the embedded
+In fp32 and in bf16, with one process and with two: a small run on the embedded
 sample is killed by SIGKILL again and again, each time resumed, and must end with the same bytes of weights, optimizers
 and all else in its checkpoints and in `best`, and with the same metrics but for the speed. The moments are spread over
 the whole run: some at any time, some while a checkpoint or the best model is being written, some during the start. The
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import conftest  # noqa: F401  the environment that all tests share, before Transformers reads it
-import torch
 import yaml
+from in_precision import set_precision
 from pipeline_folders import TINY_MODEL, make_folders
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -40,9 +40,9 @@ from healthslm.training.metrics import read_metrics
 from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions
 
-UPDATES = 96
+BATCH_TOKENS = 512
 RECIPE = {
-    "model": TINY_MODEL, "max_tokens": UPDATES * 512, "batch_tokens": 512, "micro_batch_rows": 4, "learning_rate": 3e-3,
+    "model": TINY_MODEL, "batch_tokens": BATCH_TOKENS, "micro_batch_rows": 4, "learning_rate": 3e-3,
     "muon_learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 3, "evaluation_documents": 3, "save_every": 2,
 }  # fmt: skip
 MAX_SECONDS = 600
@@ -57,6 +57,7 @@ fork = multiprocessing.get_context("fork")
 class Setting:
     precision: str
     processes: int
+    steps: int
 
     def __str__(self) -> str:
         return f"{self.precision}, {self.processes} process{'es' if self.processes > 1 else ''}"
@@ -74,11 +75,11 @@ class Moment:
         return f"{self.seconds:.3f} s after {self.after}"
 
 
-def choose_moments(rng: random.Random, kills: int) -> Iterator[Moment]:
+def choose_moments(rng: random.Random, kills: int, steps: int) -> Iterator[Moment]:
     """Moments in the order of the run, an equal part of it for each."""
     for kill in range(kills):
         (after,) = rng.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])
-        update = int((kill + rng.random()) / kills * UPDATES)
+        update = int((kill + rng.random()) / kills * steps)
         yield Moment(after, update, rng.uniform(0, MOMENTS[after][1]))
 
 
@@ -92,7 +93,8 @@ class Run:
         self.setting, self.folder = setting, folder
         self.checkpoints = folder / "checkpoints"
         self.log, self.recipe = folder.with_suffix(".log"), folder.with_suffix(".yaml")
-        self.recipe.write_text(yaml.safe_dump(RECIPE | {"tokens": str(tokens), "output": str(folder)}))
+        options = {"max_tokens": setting.steps * BATCH_TOKENS, "tokens": str(tokens), "output": str(folder)}
+        self.recipe.write_text(yaml.safe_dump(RECIPE | options))
         self.processes: list[multiprocessing.Process] = []
 
     def start(self) -> None:
@@ -159,8 +161,7 @@ def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Pat
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    if setting.precision == "fp32":
-        torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+    set_precision(setting.precision)
     if setting.processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setting.processes),
@@ -208,7 +209,8 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
     )
     whole.finish()
     hits: Counter[str] = Counter()
-    for number, moment in enumerate(choose_moments(random.Random(f"{seed} {setting}"), kills), start=1):
+    moments = choose_moments(random.Random(f"{seed} {setting}"), kills, setting.steps)
+    for number, moment in enumerate(moments, start=1):
         before = killed.half_written
         killed.start()
         killed.wait(lambda moment=moment: killed.is_at(moment))
@@ -238,14 +240,12 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each run")
+    parser.add_argument("--steps", type=int, default=96, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--tokens", type=Path, help="a tokenised corpus; by default it is made of the embedded sample")
     options = parser.parse_args()
-    if "bf16" in options.precisions and not bf16_autocast(torch.device("cpu"))._enabled:
-        print("bf16: left out, this machine would only imitate it")
-        options.precisions.remove("bf16")
 
     with tempfile.TemporaryDirectory(prefix="healthslm-soak-") as folder:
         tokens = options.tokens
@@ -254,7 +254,9 @@ def main() -> None:
             maker.start()
             maker.join()
             tokens = Path(folder) / "sample" / "tokens"
-        settings = [Setting(precision, count) for count in options.processes for precision in options.precisions]
+        settings = [
+            Setting(precision, count, options.steps) for count in options.processes for precision in options.precisions
+        ]
         same = [soak(setting, tokens, Path(folder), options.kills, options.seed) for setting in settings]
     sys.exit(0 if all(same) else 1)
 

@@ -57,10 +57,10 @@ def test_greedy_text_takes_the_likeliest_token_each_time(model_folder, run_scrip
     assert done.stdout.rstrip("\n") == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\n")
 
 
-def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder, run_script, tmp_path):
+def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder, run_script_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
     texts = [
-        run_script(
+        run_script_here(
             "generate",
             "--model",
             model_folder,
@@ -77,8 +77,8 @@ def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder,
     assert "Vitamin D" in texts[0] and "The patients" in texts[0]
 
 
-def test_generated_text_comes_with_a_warning(model_folder, run_script):
-    done = run_script("generate", "--model", model_folder, "--max-new-tokens", 2)
+def test_generated_text_comes_with_a_warning(model_folder, run_script_here):
+    done = run_script_here("generate", "--model", model_folder, "--max-new-tokens", 2)
     assert "not medical advice" in done.stderr
 
 
@@ -92,8 +92,8 @@ def test_generated_text_comes_with_a_warning(model_folder, run_script):
         ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
     ],
 )
-def test_mistakes_are_told_in_one_line(model_folder, run_script, script, arguments, message):
-    done = run_script(script, *[argument.format(model=model_folder) for argument in arguments])
+def test_mistakes_are_told_in_one_line(model_folder, run_script_here, script, arguments, message):
+    done = run_script_here(script, *[argument.format(model=model_folder) for argument in arguments])
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: ") and message in error and "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from healthslm.training.recipe import PretrainOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOAK = REPOSITORY / "tests" / "soak.py"
-UPDATES = 150
+UPDATES = 100
 
 
 # Signals
@@ -70,13 +71,13 @@ def test_signals_mean_afterwards_what_they_meant_before():
 def recipe(sample_folders) -> dict:
     return {
         "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": UPDATES * 256, "batch_tokens": 256,
-        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 60, "evaluation_documents": 3,
+        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 1000, "evaluation_documents": 3,
         "save_every": 1000,
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
+def whole(recipe, precision, tmp_path_factory) -> Path:
     """A run that never stopped."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     pretrain(PretrainOptions(output=run, **recipe))
@@ -144,11 +145,14 @@ def measured(run: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGINT, "bf16")], indirect=["precision"]
+)
 def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_to_the_same_bytes(
-    recipe, whole, tmp_path, number
+    recipe, whole, tmp_path, number, precision
 ):
-    training = Training(tmp_path / "run", recipe)
+    launcher = ("tests/in_precision.py", precision)
+    training = Training(tmp_path / "run", recipe, launcher)
     training.wait_for_update(3)
     training.process.send_signal(number)
     assert training.process.wait() == 75
@@ -156,10 +160,15 @@ def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_t
     message = training.stderr.splitlines()[-1]
     assert "Traceback" not in training.stderr
 
-    command = re.fullmatch(r"stopped after update \d+; go on by: (.*)", message)[1]
+    command = re.fullmatch(r"stopped after update \d+; go on by: python (.*)", message)[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is ours
     done = subprocess.run(
-        command, shell=True, cwd=REPOSITORY, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        shlex.join(["python", *launcher]) + f" {command}",
+        shell=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert_same_end(training.output, whole)
@@ -182,7 +191,7 @@ def test_a_second_sigint_stops_at_once(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["torchrun", "all processes", "one process"])
-def test_a_signal_stops_two_processes_after_the_same_update(recipe, whole, tmp_path, to):
+def test_a_signal_stops_two_processes_after_the_same_update(recipe, tmp_path, to):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     training = Training(tmp_path / "run", recipe | {"micro_batch_rows": 2}, launcher)
     training.wait_for_update(3)
@@ -199,7 +208,7 @@ def test_a_signal_stops_two_processes_after_the_same_update(recipe, whole, tmp_p
 
 
 def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", *arguments]
+    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", "--steps", "24", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 

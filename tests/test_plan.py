@@ -28,6 +28,8 @@ GPT2 = {
     "model_type": "gpt2", "vocab_size": 512, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT,
 }  # fmt: skip
 BOTH = pytest.mark.parametrize("shape", [HEALTHSLM, GPT2], ids=["healthslm", "gpt2"])
+# Documents of each sequence in the micro-batch that takes the most memory: several need a mask, one needs long scores.
+FULLEST = pytest.mark.parametrize(("attention", "documents"), [("sdpa", 2), (PACKED_DOCUMENTS, 1)])
 
 
 def make_options(shape: dict, **changes) -> PretrainOptions:
@@ -48,15 +50,16 @@ def on_cpu(shape: dict, attention: str = "sdpa") -> PreTrainedModel:
     return model
 
 
-def micro_batch(model: PreTrainedModel, attention: str) -> dict:
-    """Keyword arguments of a micro-batch as training has it, each row of which is one document."""
+def micro_batch(model: PreTrainedModel, attention: str = "sdpa", documents: int = 1) -> dict:
+    """Keyword arguments of a micro-batch as in training, with so many documents in each sequence."""
+    length = CONTEXT // documents
     ids = torch.randint(512, (ROWS, CONTEXT), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": ids, "shift_labels": ids, "num_items_in_batch": ids.numel()}
-    batch |= {"position_ids": torch.arange(CONTEXT).expand(ROWS, -1), "use_cache": False}
+    batch |= {"position_ids": torch.arange(length).repeat(ROWS, documents), "use_cache": False}
     if accepts(model, "skip_logits"):
         batch["skip_logits"] = True
     if attention == PACKED_DOCUMENTS:
-        batch["cu_seq_lens_q"] = torch.arange(0, ROWS * CONTEXT + 1, CONTEXT)
+        batch["cu_seq_lens_q"] = torch.arange(0, ROWS * CONTEXT + 1, length)
     return batch
 
 
@@ -127,7 +130,7 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(shape, muon_lear
         weight_decay=0.1,
         betas=(0.9, 0.95),
     )
-    model(**micro_batch(model, "sdpa")).loss.backward()
+    model(**micro_batch(model)).loss.backward()
     for optimizer in optimizers:
         optimizer.step()
     memory = memory_by_part(on_meta(shape), options, CONTEXT, CPU)
@@ -140,8 +143,8 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(shape, muon_lear
 
 
 @BOTH
-@pytest.mark.parametrize("attention", ["sdpa", PACKED_DOCUMENTS])
-def test_activations_are_what_autograd_saves_for_the_backward_pass(shape, attention):
+@FULLEST
+def test_activations_are_what_autograd_saves_for_the_backward_pass(shape, attention, documents, precision):
     model = on_cpu(shape, attention)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -152,22 +155,22 @@ def test_activations_are_what_autograd_saves_for_the_backward_pass(shape, attent
             saved[storage.data_ptr()] = storage  # kept alive, so that no address is used twice
         return tensor
 
-    batch = micro_batch(model, attention)
+    batch = micro_batch(model, attention, documents)
     bounds = {name: batch[name] for name in ("cu_seq_lens_q",) if name in batch}
     with bf16_autocast(CPU), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.base_model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **bounds)
     memory = memory_by_part(on_meta(shape, attention), make_options(shape), CONTEXT, CPU)
     expected = sum(storage.nbytes() for storage in saved.values())
-    assert memory["bf16 copies"] + memory["activations"] == pytest.approx(expected, rel=0.15)
+    assert memory["bf16 copies"] + memory["activations"] == pytest.approx(expected, rel=0.03)
 
 
 @BOTH
-@pytest.mark.parametrize("attention", ["sdpa", PACKED_DOCUMENTS])
-def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, attention):
+@FULLEST
+def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, attention, documents, precision):
     model = on_cpu(shape, attention)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = micro_batch(model, attention)
+    batch = micro_batch(model, attention, documents)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, bf16_autocast(CPU):
         model(**batch).loss.backward()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -177,7 +180,7 @@ def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, att
         peak = max(peak, allocated)
     memory = memory_by_part(on_meta(shape, attention), make_options(shape), CONTEXT, CPU)
     planned = memory["bf16 copies"] + memory["activations"] + memory["logits and temporaries"]
-    assert planned == pytest.approx(peak, rel=0.15)
+    assert planned == pytest.approx(peak, rel=0.03)
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(sample_folders, run_script, tmp_path):

@@ -1,22 +1,25 @@
 """Pretraining: what an update computes, what a run leaves behind, and that a resumed run is the run."""
 
 import functools
+import gc
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from in_precision import set_precision
 from pipeline_folders import TINY_MODEL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from command_line import parse
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.models import make_model
@@ -34,6 +37,7 @@ TINY_GPT2 = {
     "model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
 }  # fmt: skip
 UPDATES = 8
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +53,17 @@ def options(sample_folders) -> Callable[..., PretrainOptions]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def short_runs_are_quick(monkeypatch) -> Iterator[None]:
+    """Draw no curves and keep what is in memory out of `gc.collect`, which take most of the time of a short run."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
-def finished_run(options, tmp_path_factory) -> Path:
+def finished_run(options, precision, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "finished"
     pretrain(options(run))
     return run
@@ -62,10 +75,10 @@ def test_a_run_leaves_what_its_documentation_says(finished_run):
     assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == ["step-4", "step-8"]
 
 
-def test_config_yaml_is_a_recipe_that_repeats_the_run(finished_run, run_script, tmp_path):
+def test_config_yaml_is_a_recipe_that_repeats_the_run(finished_run, tmp_path):
     repeated = tmp_path / "repeated"
-    done = run_script("pretrain", "--recipe", finished_run / "config.yaml", "--output", repeated)
-    assert done.returncode == 0, done.stderr
+    recipe = str(finished_run / "config.yaml")
+    pretrain(parse(PretrainOptions, ["--recipe", recipe, "--output", str(repeated)]))
     assert weights(repeated / "checkpoints/step-8") == weights(finished_run / "checkpoints/step-8")
 
 
@@ -102,7 +115,7 @@ def test_best_is_the_model_with_the_fewest_validation_bits(finished_run, sample_
     ],
     ids=["healthslm", "gpt2 with dropout", "muon"],
 )
-def test_a_resumed_run_ends_with_the_bytes_of_one_that_never_stopped(options, tmp_path, changes):
+def test_a_resumed_run_ends_with_the_bytes_of_one_that_never_stopped(options, precision, tmp_path, changes):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain(options(whole, **changes))
     shutil.copytree(whole, stopped)
@@ -139,8 +152,7 @@ def test_training_goes_on_from_the_weights_of_a_folder(finished_run, options, tm
 @pytest.fixture
 def fp32(monkeypatch):
     """Compute in fp32 on every machine, where equal sums differ by rounding alone."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    set_precision("fp32", monkeypatch.setattr)
 
 
 def gradients_of(model: PreTrainedModel, rows: PackedRows, positions: range, micro_batch_rows: int) -> torch.Tensor:
@@ -179,9 +191,8 @@ def test_the_loss_of_an_update_is_the_mean_over_its_tokens(sample_folders, fp32)
 def test_bf16_keeps_weights_gradients_and_loss_in_fp32(sample_folders, monkeypatch):
     rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     losses, products = [], set()
-    for has_bf16 in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for precision in ("fp32", "bf16"):
+        set_precision(precision, monkeypatch.setattr)
         torch.manual_seed(0)
         model = make_model(TINY_MODEL).train()
         model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *call: products.add(call[-1].dtype))
@@ -444,13 +455,13 @@ def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, reposito
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(finished_run, sample_folders, tmp_path):
+def test_two_processes_train_as_one_does(finished_run, precision, tmp_path):
     recipe = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"output": str(tmp_path / "two")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    script = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, str(script), "--recipe", tmp_path / "recipe.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [*torchrun, "tests/in_precision.py", precision, "scripts/pretrain.py"]
+    command += ["--recipe", tmp_path / "recipe.yaml"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(run / "checkpoints/step-8/model.safetensors") for run in (finished_run, tmp_path / "two"))
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)

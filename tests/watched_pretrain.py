@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
+from in_precision import set_precision
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -101,7 +102,7 @@ if __name__ == "__main__":
     watch, arguments = Watch(**json.loads(sys.argv[1])), sys.argv[2:]
     if watch.output and RANK == 1:
         arguments += ["--output", watch.output]
-    torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+    set_precision("fp32")
     if watch.sharded:
         torch.distributed.init_process_group("gloo")
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)

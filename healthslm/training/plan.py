@@ -146,7 +146,8 @@ def memory_by_part(
     top; torch.compile saves some. They are
 
     - bf16 copies: 2 bytes for each weight of the layers' matrices, under autocast;
-    - activations: what else the decoder holds for the backward pass, each row one document, which takes the most;
+    - activations: what else the decoder holds for the backward pass, for the documents that take the most memory: one
+      per sequence if attention goes document by document, several (so a mask) otherwise;
     - logits and temporaries: what there is more at the peak, largely the logits and their gradient, whole or, if the
       model takes `skip_logits`, of one chunk.
     """
@@ -160,6 +161,7 @@ def memory_by_part(
         for optimizer in optimizers:
             optimizer.step()
         ids = torch.zeros(rows, context, dtype=torch.long)
+    # Transformers can't read the values of fake `position_ids`, so it builds the mask that several documents need.
     batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
     if accepts(fake, "skip_logits"):
         batch["skip_logits"] = True
