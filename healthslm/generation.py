@@ -3,13 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.errors import UserError
 from healthslm.models import open_model
+from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -19,7 +20,7 @@ NOTICE = "Machine-written text, for research only: it is not medical advice, and
 
 
 @dataclass
-class GenerationOptions:
+class GenerationOptions(CheckedOptions):
     """Options of `generate`."""
 
     model: str
@@ -28,15 +29,15 @@ class GenerationOptions:
     """Text to continue; none, or empty, begins a document."""
     prompts: Path | None = None
     """File of prompts, one a line, in the place of a single prompt."""
-    max_new_tokens: int = 200
+    max_new_tokens: PositiveInt = 200
     """Tokens to write at most; a document may end before."""
-    temperature: float = 0.8
+    temperature: NonNegativeFloat = 0.8
     """Divides the logits: below 1 is bolder in what is likely, 0 always takes the likeliest token."""
-    top_k: int = 50
+    top_k: NonNegativeInt = 50
     """Choose among so many of the likeliest tokens; 0 among all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Choose among the likeliest tokens that have so much probability together."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random choice."""
 
 

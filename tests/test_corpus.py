@@ -680,10 +680,13 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path):
         ({"sources": ["missing.parquet"]}, "missing.parquet: no such file"),
         ({"sources": [str(SAMPLE.parent / "README.md")]}, "of no format that is read"),
         ({"sources": ["hub:/no/such/data"]}, "hub:/no/such/data: cannot be read"),
-        ({"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5}, "something to train on"),
-        ({"pubmed": SAMPLE, "test_fraction": -0.1}, "must not be negative"),
+        (
+            {"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5},
+            "validation_fraction: 0.5 and test_fraction 0.5 leave nothing to train on",
+        ),
+        ({"pubmed": SAMPLE, "test_fraction": -0.1}, "test_fraction: must be at least 0 and at most 1, not -0.1"),
         ({"pubmed": SAMPLE, "min_words": 10_000}, "no document is left to train on"),
-        ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes is 10"),
+        ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes: must be at least 256, not 10"),
         ({"pubmed": SAMPLE, "held_out": [Path("missing.jsonl")]}, "missing.jsonl: no such file"),
     ],
 )

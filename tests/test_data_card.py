@@ -460,7 +460,7 @@ def test_missing_tokens_are_an_error_that_names_their_file(mixed, tmp_path):
     ("more", "complaint"),
     [
         ({"names": {"text": "x"}}, "names: text: no input of .*: held, pubmedsample26n0001, .*, texts"),
-        ({"context": 8}, "context is 8"),
+        ({"context": 8}, "context: must be at least 32, not 8"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(mixed, tmp_path, more, complaint):

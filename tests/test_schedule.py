@@ -57,7 +57,6 @@ def test_batches_grow_by_whole_multiples_of_the_first():
         ({"batch_tokens": 12}, "12 tokens is no whole number of rows of 8"),
         ({"initial_batch_tokens": 24}, "64 is no multiple of initial_batch_tokens 24"),
         ({"warmup_tokens": 1000}, "warmup_tokens 1000 must be less"),
-        ({"decay_fraction": 0.0}, "decay_fraction 0.0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, message):

@@ -223,7 +223,7 @@ def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
         ({"batch_tokens": 500}, "no multiple of 256.*256 is"),
         ({"tokens": Path("no-such-folder")}, "no-such-folder"),
         ({"resume": True}, "no run to resume"),
-        ({"save_every": 0}, "save_every must be at least 1, not 0"),
+        ({"save_every": 0}, "save_every: must be at least 1, not 0"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )

@@ -20,7 +20,7 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from healthslm import documents
 from healthslm.corpus import (
@@ -46,6 +46,7 @@ from healthslm.corpus.splits import REMOVED, DroppedFilter, Passages, corpus_wri
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
+from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
 from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
 from healthslm.tables import has_stamp, make_stamp
 
@@ -75,18 +76,24 @@ class CorpusOptions(ExecutorOptions):
     """Columns that may hold its text."""
     held_out: list[Path] = field(default_factory=list)
     """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
-    validation_fraction: float = 0.005
+    validation_fraction: UnitInterval = 0.005
     """Share of the documents that becomes the validation split."""
-    test_fraction: float = 0.005
+    test_fraction: UnitInterval = 0.005
     """Share of the documents that becomes the test split."""
-    min_words: int = 20
+    min_words: NonNegativeInt = 20
     """Documents with a text of fewer words are dropped."""
     any_language: bool = False
     """Keep documents whose text is not English, too."""
-    max_bytes: int = 4096
+    max_bytes: Annotated[int, Range(at_least=256)] = 4096
     """Longer texts are cut at paragraphs into parts of at most so many bytes: about a context of 1,024 tokens."""
     write_removed: bool = False
     """Write what was dropped, with the reason, to removed/ in the corpus."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_fraction + self.test_fraction >= 1:
+            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave nothing to train on"
+            raise OptionError("validation_fraction", problem)
 
 
 def build_corpus(options: CorpusOptions) -> None:
@@ -95,7 +102,7 @@ def build_corpus(options: CorpusOptions) -> None:
     Raises:
         UserError: an input is missing, damaged or of no known format, or no document is left to train on.
     """
-    _check(options)
+    _check_output(options.output)
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
     names = [file_name(path) for path in pubmed_files]
     records_folder = options.output.absolute().parent / "records"
@@ -195,15 +202,8 @@ def _finish(
     work.close()
 
 
-def _check(options: CorpusOptions) -> None:
-    """Refuse options that cannot work, or that would replace a folder which no earlier run has written."""
-    if min(options.validation_fraction, options.test_fraction) < 0:
-        raise UserError("validation_fraction and test_fraction must not be negative")
-    if options.validation_fraction + options.test_fraction >= 1:
-        raise UserError("validation_fraction and test_fraction must leave something to train on: a sum below 1")
-    if options.max_bytes < 256:
-        raise UserError(f"max_bytes is {options.max_bytes}: parts of fewer than 256 bytes are no text to learn from")
-    corpus = options.output
+def _check_output(corpus: Path) -> None:
+    """Refuse to replace a folder which no earlier run has written."""
     if corpus.exists() and not _is_corpus(corpus):
         raise UserError(f"{corpus}: holds other things than the output of an earlier run, and would be replaced")
 

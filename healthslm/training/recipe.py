@@ -3,13 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
 
 from healthslm.errors import UserError
 from healthslm.files import file_sha256, read_json, replacing
+from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed, UnitInterval
 from healthslm.tokenization.tokens import INFO_FILE
 from healthslm.training.schedule import Decay, Schedule
 
@@ -17,7 +18,7 @@ CONFIG_FILE = "config.yaml"
 
 
 @dataclass
-class PretrainOptions:
+class PretrainOptions(CheckedOptions):
     """Options of `pretrain`."""
 
     model: str | dict[str, Any]
@@ -27,53 +28,53 @@ class PretrainOptions:
     """Folder of the tokenised corpus."""
     output: Path
     """Run folder to write: runs/NAME."""
-    max_tokens: int
+    max_tokens: PositiveInt
     """Tokens to train on; the last update may go beyond by less than batch_tokens."""
-    batch_tokens: int = 65_536
+    batch_tokens: PositiveInt = 65_536
     """Tokens of an update, over all processes."""
-    initial_batch_tokens: int | None = None
+    initial_batch_tokens: Annotated[int | None, Range(at_least=1)] = None
     """Tokens of the first update; later ones grow by multiples of it up to batch_tokens. By default all have that."""
-    batch_ramp_tokens: int = 0
+    batch_ramp_tokens: NonNegativeInt = 0
     """Tokens over which batches grow."""
-    micro_batch_rows: int = 8
+    micro_batch_rows: PositiveInt = 8
     """Rows of one context that a process computes at once; more need more memory and change no result."""
-    context: int | None = None
+    context: Annotated[int | None, Range(at_least=1)] = None
     """Tokens of a row; by default the model's longest."""
-    initial_context: int | None = None
+    initial_context: Annotated[int | None, Range(at_least=1)] = None
     """Tokens that may look back on one another at first: rows are cut into pieces of so many."""
-    initial_context_tokens: int = 0
+    initial_context_tokens: NonNegativeInt = 0
     """Tokens after which rows are whole."""
     zero_residual_projections: bool = False
     """Start with zeros in the last matrix of each attention and feed-forward block: layers begin as the identity."""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegativeFloat = 1e-3
     """Peak learning rate of AdamW."""
-    embedding_learning_rate: float | None = None
+    embedding_learning_rate: Annotated[float | None, Range(at_least=0)] = None
     """AdamW's peak for the embeddings; by default the same."""
-    muon_learning_rate: float | None = None
+    muon_learning_rate: Annotated[float | None, Range(at_least=0)] = None
     """Peak learning rate of Muon, which then trains the hidden matrices; by default AdamW does."""
-    warmup_tokens: int = 2_000_000
+    warmup_tokens: NonNegativeInt = 2_000_000
     """Tokens over which the learning rates rise to their peaks; at most a quarter of the run."""
     decay: Decay = "linear"
     """How they fall: in a straight line or along a cosine."""
-    decay_fraction: float = 1.0
+    decay_fraction: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Part of the tokens after warm-up over which they fall: the last."""
-    final_fraction: float = 0.0
+    final_fraction: UnitInterval = 0.0
     """Part of the peaks towards which they fall."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Weight decay, on matrices alone."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Range(at_least=0, below=1)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's first and second moment."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(above=0)] = 1.0
     """Norm to which larger gradients are clipped."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights, the order of the documents and dropout."""
-    evaluate_every: int = 100
+    evaluate_every: PositiveInt = 100
     """Updates from one evaluation on the validation split to the next; there is one at the start and the end too."""
-    evaluation_documents: int = 500
+    evaluation_documents: PositiveInt = 500
     """Documents of the validation split to evaluate on: the first so many."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Updates from one checkpoint to the next; there is one at the end too."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
     compile: bool | None = None
     """Compile the network with torch.compile; by default on a GPU."""
@@ -83,7 +84,7 @@ class PretrainOptions:
     """Resume even though the recipe, the corpus or the tokenizer has changed."""
     dry_run: bool = False
     """Print what the run would take (operations, memory by part, disk), and start nothing."""
-    tokens_per_second: float | None = None
+    tokens_per_second: Annotated[float | None, Range(above=0)] = None
     """Speed over all processes, for the dry run to tell hours."""
 
 
@@ -103,9 +104,6 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
     Raises:
         UserError: They do not, or the numbers do not fit one another.
     """
-    for name in ("micro_batch_rows", "evaluate_every", "save_every", "keep_checkpoints"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} must be at least 1, not {getattr(options, name)}")
     step = context * options.micro_batch_rows * processes
     for name in ("batch_tokens", "initial_batch_tokens"):
         tokens = getattr(options, name)

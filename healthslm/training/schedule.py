@@ -45,8 +45,6 @@ class Schedule:
             raise UserError(f"batch_tokens {self.batch_tokens} is no multiple of initial_batch_tokens {first}")
         if not 0 <= self.warmup_tokens < self.max_tokens:
             raise UserError(f"warmup_tokens {self.warmup_tokens} must be less than max_tokens {self.max_tokens}")
-        if not 0 < self.decay_fraction <= 1:
-            raise UserError(f"decay_fraction {self.decay_fraction} must be above 0 and at most 1")
         starts, tokens = [0], 0
         while tokens < self.max_tokens:
             tokens += self._batch_tokens_after(tokens)
