@@ -17,10 +17,13 @@ the same command goes on where it stopped.
 
 import importlib.metadata
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
+import pyarrow.parquet as pq
 
 from healthslm import documents
 from healthslm.corpus import (
@@ -37,13 +40,14 @@ from healthslm.corpus import (
 )
 from healthslm.corpus import sources as source_files
 from healthslm.corpus.pubmed_files import file_name, find_pubmed_files
+from healthslm.corpus.reader import split_files
 from healthslm.corpus.records import PubmedReader, read_record_documents, record_writer
 from healthslm.corpus.report import REPORT, corpus_report, summary
 from healthslm.corpus.screening import Criteria, Screen, SourceReader, signature_writer, write_held_out
 from healthslm.corpus.selection import list_dropped
 from healthslm.corpus.sources import Columns, Source, find_sources
 from healthslm.corpus.splits import REMOVED, DroppedFilter, Passages, corpus_writer
-from healthslm.documents import SPLITS
+from healthslm.documents import SPLITS, split_place
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
 from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
@@ -77,7 +81,7 @@ class CorpusOptions(ExecutorOptions):
     held_out: list[Path] = field(default_factory=list)
     """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
     validation_fraction: UnitInterval = 0.005
-    """Share of the documents that becomes the validation split."""
+    """Share of the documents that becomes the validation split, which pretraining needs; 0 for none."""
     test_fraction: UnitInterval = 0.005
     """Share of the documents that becomes the test split."""
     min_words: NonNegativeInt = 20
@@ -100,7 +104,8 @@ def build_corpus(options: CorpusOptions) -> None:
     """Build the records and the corpus, with a report of what was read, kept and dropped in its report.json.
 
     Raises:
-        UserError: an input is missing, damaged or of no known format, or no document is left to train on.
+        UserError: an input is missing, damaged or of no known format, or no document is left to train on or, unless
+            validation_fraction is 0, to validate on.
     """
     _check_output(options.output)
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
@@ -198,8 +203,18 @@ def _finish(
     report = corpus_report(sources, signature_files, held_out, dropped, work.output, settings)
     if report["splits"]["train"]["documents"] == 0:
         raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
+    if settings["validation_fraction"] > 0 and report["splits"]["validation"]["documents"] == 0:
+        problem = f"{settings['validation_fraction']} of {report['kept']:,} documents leaves none for validation"
+        raise OptionError("validation_fraction", f"{problem}; {_least_fraction(work.output)} or more leaves some")
     write_json(work.output / REPORT, report)
     work.close()
+
+
+def _least_fraction(corpus: Path) -> float:
+    """The least validation fraction, rounded up to four decimals, with which a document is in that split."""
+    files = (path for split in SPLITS for path in split_files(corpus, split))
+    ids = (identifier for path in files for identifier in pq.read_table(path, columns=["id"])["id"].to_pylist())
+    return (math.floor(min(map(split_place, ids)) * 10_000) + 1) / 10_000
 
 
 def _check_output(corpus: Path) -> None:
