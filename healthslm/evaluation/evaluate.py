@@ -12,7 +12,7 @@ from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import write_json
-from healthslm.models import open_model
+from healthslm.models import choose_context, open_model
 from healthslm.options import CheckedOptions, PositiveInt, Range
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
@@ -45,6 +45,7 @@ def evaluate(options: EvaluationOptions) -> None:
     """
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model)
+    context = choose_context(model, options.context)
     texts = [
         document_text(row.get("title") or "", row["text"])
         for source in find_sources(options.data)
@@ -58,7 +59,7 @@ def evaluate(options: EvaluationOptions) -> None:
         model,
         documents,
         [len(text.encode()) for text in texts],
-        context=options.context,
+        context=context,
         batch_tokens=options.batch_tokens,
         progress=True,
     )

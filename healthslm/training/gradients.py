@@ -1,5 +1,6 @@
 """The gradients of one update: a micro-batch after another, on every process its own."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,12 +22,14 @@ def accumulate_gradients(
     positions: range,
     micro_batch_rows: int,
     longest: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
     """Add up the gradients of the mean loss over these rows, a micro-batch of this process at a time.
 
     Args:
         model: The model as Accelerate prepared it, compiled or not.
         longest: Tokens of a row that see one another, see `PackedRows.batch`.
+        progress: Called after each micro-batch with its tokens, those of all processes.
 
     Returns:
         This process's part of that mean, times the number of processes: their mean is the loss. So are the gradients,
@@ -61,6 +64,8 @@ def accumulate_gradients(
             ).loss
             accelerator.backward(loss)
         total += loss.detach()
+        if progress is not None:
+            progress(stride * rows.context)
     return total
 
 

@@ -26,7 +26,14 @@ from transformers import AutoTokenizer, PreTrainedModel
 from healthslm.errors import Stopped, UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import remove_partials, replacing
-from healthslm.models import REPOSITORY, make_model, open_model, zero_residual_projections
+from healthslm.models import (
+    REPOSITORY,
+    check_tokenizer,
+    choose_context,
+    make_model,
+    open_model,
+    zero_residual_projections,
+)
 from healthslm.tokenization.tokens import TOKENIZER_FOLDER, TokenizedSplit
 from healthslm.training.checkpoint import (
     gather_weights,
@@ -51,6 +58,7 @@ from healthslm.training.recipe import (
     identity,
     make_schedule,
     optimizer_settings,
+    warn_of_many_passes,
     write_recipe,
 )
 from healthslm.training.schedule import Schedule
@@ -88,14 +96,18 @@ def pretrain(options: PretrainOptions) -> None:
     train = TokenizedSplit(options.tokens, "train")
     validation = TokenizedSplit(options.tokens, "validation")
     tokenizer_folder = options.tokens / TOKENIZER_FOLDER
+    if checkpoint is None and not options.accept_changes:
+        check_tokenizer(options.model, tokenizer_folder)
     torch.manual_seed(options.seed)
     bare_model = make_model(options.model) if checkpoint is None else open_model(checkpoint)
     if checkpoint is None and options.zero_residual_projections:
         zero_residual_projections(bare_model)
     fit_to_tokenizer(bare_model, train, tokenizer_folder)
-    context = options.context or bare_model.config.max_position_embeddings
+    context = choose_context(bare_model, options.context)
     rows = PackedRows(train, context, options.seed)
     schedule = make_schedule(options, context, accelerator.num_processes)
+    if is_main:
+        warn_of_many_passes(schedule, train.num_tokens)
 
     # Optimizers, and where to begin
     bare_optimizers = make_optimizers(bare_model, **optimizer_settings(options))
@@ -144,6 +156,7 @@ def pretrain(options: PretrainOptions) -> None:
             with replacing(options.output / "best") as folder:
                 folder.mkdir()
                 save_model(folder, bare_model, tokenizer_folder, weights)
+        bar.unpause()  # the time that it shows as left is that of training alone
 
     def save(update: int) -> None:
         save_checkpoint(
@@ -170,7 +183,9 @@ def pretrain(options: PretrainOptions) -> None:
 
             positions = schedule.positions(update)
             longest = options.initial_context if state["tokens"] < options.initial_context_tokens else None
-            loss = accumulate_gradients(accelerator, network, rows, positions, options.micro_batch_rows, longest)
+            loss = accumulate_gradients(
+                accelerator, network, rows, positions, options.micro_batch_rows, longest, bar.update
+            )
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
             # The one place of an update that waits for the device, and the one where processes agree.
             loss, grad_norm, stopping = agree(accelerator, loss, grad_norm, stop.received is not None)
@@ -185,7 +200,6 @@ def pretrain(options: PretrainOptions) -> None:
 
             if is_main:
                 tokens = len(positions) * context
-                bar.update(tokens)
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
                 figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
                 figures["tokens_per_second"] = tokens / (time.perf_counter() - started)

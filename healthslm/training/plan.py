@@ -14,12 +14,18 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from healthslm.models import accepts, make_model
+from healthslm.models import accepts, choose_context, make_model
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.attention import PACKED_DOCUMENTS
 from healthslm.training.gradients import bf16_autocast, fit_attention
 from healthslm.training.optimization import find_embeddings, make_optimizers
-from healthslm.training.recipe import PretrainOptions, compiles, make_schedule, optimizer_settings
+from healthslm.training.recipe import (
+    PretrainOptions,
+    compiles,
+    make_schedule,
+    optimizer_settings,
+    warn_of_many_passes,
+)
 from healthslm.training.schedule import Schedule
 
 _human = tqdm.format_sizeof  # in three digits: 15.3M
@@ -36,7 +42,8 @@ def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> 
     with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
         model = make_model(options.model)
     fit_attention(model, device, compiles(options, device))
-    schedule = make_schedule(options, options.context or model.config.max_position_embeddings, processes)
+    schedule = make_schedule(options, choose_context(model, options.context), processes)
+    warn_of_many_passes(schedule, corpus_tokens)
     return describe_plan(model, schedule, options, corpus_tokens, processes, device)
 
 

@@ -1,6 +1,7 @@
 """Recipes: the options of a training run, and whether a run that is resumed still has the same."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,13 @@ from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, 
 from healthslm.tokenization.tokens import INFO_FILE
 from healthslm.training.schedule import Decay, Schedule
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.yaml"
+
+MANY_PASSES = 20
+"""Passes over a corpus above which a run warns. Text seen four times teaches nearly as much as new text, text seen
+sixteen times much less, and more passes hardly anything (Muennighoff et al., 2023)."""
 
 
 @dataclass
@@ -81,7 +88,8 @@ class PretrainOptions(CheckedOptions):
     resume: bool = False
     """Go on from the newest valid checkpoint in the run folder."""
     accept_changes: bool = False
-    """Resume even though the recipe, the corpus or the tokenizer has changed."""
+    """Resume even though the recipe, the corpus or the tokenizer has changed, or train the weights of a folder or Hub
+    name on tokens of another tokenizer than theirs."""
     dry_run: bool = False
     """Print what the run would take (operations, memory by part, disk), and start nothing."""
     tokens_per_second: Annotated[float | None, Range(above=0)] = None
@@ -123,6 +131,20 @@ def make_schedule(options: PretrainOptions, context: int, processes: int) -> Sch
         initial_batch_tokens=options.initial_batch_tokens,
         batch_ramp_tokens=options.batch_ramp_tokens,
     )
+
+
+def warn_of_many_passes(schedule: Schedule, corpus_tokens: int) -> None:
+    """Warn of a run that reads its corpus more than `MANY_PASSES` times, and say how far to shorten it."""
+    tokens = schedule.tokens_before(len(schedule))
+    if tokens > MANY_PASSES * corpus_tokens:
+        logger.warning(
+            "warning: %.0f passes over a corpus of %s tokens, which the model will memorize: lower max_tokens "
+            "(%d passes are %s) or add text",
+            tokens / corpus_tokens,
+            f"{corpus_tokens:,}",
+            MANY_PASSES,
+            f"{MANY_PASSES * corpus_tokens:,}",
+        )
 
 
 def optimizer_settings(options: PretrainOptions) -> dict[str, Any]:
