@@ -65,9 +65,14 @@ def hash_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
+def split_place(identifier: str) -> float:
+    """Where a document lies between 0 and 1, by a hash of its id: validation comes first, then test, then training."""
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+
+
 def split_of(identifier: str, validation_fraction: float, test_fraction: float) -> str:
     """The split of a document: a function of its id alone, so that it never changes sides when data is added."""
-    place = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
+    place = split_place(identifier)
     if place < validation_fraction:
         return "validation"
     return "test" if place < validation_fraction + test_fraction else "train"

@@ -1,16 +1,20 @@
 """Writing text with a model."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.errors import UserError
 from healthslm.models import open_model
+from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+
+logger = logging.getLogger(__name__)
 
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 """Arguments of `generate` that always take the likeliest token, without a warning about the others."""
@@ -19,7 +23,7 @@ NOTICE = "Machine-written text, for research only: it is not medical advice, and
 
 
 @dataclass
-class GenerationOptions:
+class GenerationOptions(CheckedOptions):
     """Options of `generate`."""
 
     model: str
@@ -28,15 +32,15 @@ class GenerationOptions:
     """Text to continue; none, or empty, begins a document."""
     prompts: Path | None = None
     """File of prompts, one a line, in the place of a single prompt."""
-    max_new_tokens: int = 200
+    max_new_tokens: PositiveInt = 200
     """Tokens to write at most; a document may end before."""
-    temperature: float = 0.8
+    temperature: NonNegativeFloat = 0.8
     """Divides the logits: below 1 is bolder in what is likely, 0 always takes the likeliest token."""
-    top_k: int = 50
+    top_k: NonNegativeInt = 50
     """Choose among so many of the likeliest tokens; 0 among all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Choose among the likeliest tokens that have so much probability together."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random choice."""
 
 
@@ -44,15 +48,24 @@ def generate(options: GenerationOptions) -> None:
     """Continue prompts, streaming to standard output.
 
     Raises:
-        UserError: There is no such model or prompt file, or both kinds of prompt are given.
+        UserError: There is no such model or prompt file, both kinds of prompt are given, or a prompt is longer than the
+            model's context.
     """
     if options.prompt is not None and options.prompts is not None:
         raise UserError("give --prompt or --prompts, not both")
     prompts = [options.prompt or ""]
     if options.prompts is not None:
         prompts = options.prompts.read_text(encoding="utf-8").splitlines()
+    if not prompts:
+        raise UserError(f"{options.prompts}: no prompts in this file")
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model)
+    # A document begins behind the separator: so the model has learnt it.
+    inputs = [[separator_id(tokenizer), *ids] for ids in encode_texts(tokenizer, prompts)]
+    context = model.config.max_position_embeddings
+    check_prompts(inputs, context)
+    if max(map(len, inputs)) + options.max_new_tokens > context:
+        logger.info("text ends at the model's context, %d tokens with the prompt", context)
     set_seed(options.seed)
     sampling = GREEDY
     if options.temperature > 0:
@@ -64,20 +77,33 @@ def generate(options: GenerationOptions) -> None:
         }
 
     print(NOTICE, file=sys.stderr)
-    for number, prompt in enumerate(prompts):
+    for number, ids in enumerate(inputs):
         if number:
             print()
-        # A document begins behind the separator: so the model has learnt it.
-        input_ids = torch.tensor([[separator_id(tokenizer), *encode_texts(tokenizer, [prompt])[0]]])
+        input_ids = torch.tensor([ids])
         model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=min(options.max_new_tokens, context - len(ids)),
             eos_token_id=separator_id(tokenizer),
             pad_token_id=separator_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             **sampling,
         )
+
+
+def check_prompts(prompts: list[list[int]], context: int) -> None:
+    """Refuse prompts, as tokens behind the separator, that leave no room in the context for a new token.
+
+    Raises:
+        UserError: One is too long; says which, and by how much.
+    """
+    for number, ids in enumerate(prompts, start=1):
+        if len(ids) >= context:
+            raise UserError(
+                f"prompt {number} has {len(ids) - 1} tokens, but at most {context - 2} fit: the model's context of "
+                f"{context} also holds the separator in front and a new token"
+            )
 
 
 @torch.no_grad()

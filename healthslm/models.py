@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from healthslm.errors import UserError
+from healthslm.options import OptionError
+from healthslm.tokenization.encoding import open_tokenizer, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # a bar for one file of weights, in the midst of our own
@@ -67,6 +69,38 @@ def zero_residual_projections(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(_RESIDUAL_PROJECTIONS):
             torch.nn.init.zeros_(parameter)
+
+
+def check_tokenizer(source: str | dict[str, Any], tokenizer_folder: Path) -> None:
+    """Check that weights to be trained further are of the tokens' tokenizer; new weights (see `make_model`) take any.
+
+    Raises:
+        UserError: They were trained with another tokenizer, or with one that is not there to compare.
+    """
+    if isinstance(source, dict) or _is_folder_without_weights(source):
+        return
+    try:
+        own = vocabulary_sha256(open_tokenizer(source))
+    except UserError as error:
+        raise UserError(f"{error}; --accept-changes trains the model without comparing tokenizers") from error
+    other = vocabulary_sha256(open_tokenizer(str(tokenizer_folder)))
+    if own != other:
+        raise UserError(
+            f"{tokenizer_folder}: not the tokenizer of the weights in {source} (SHA-256 {other[:12]}, not {own[:12]}): "
+            f"tokenize the corpus with --tokenizer {source}, or train them on other tokens by --accept-changes"
+        )
+
+
+def choose_context(model: PreTrainedModel, context: int | None) -> int:
+    """The number of tokens to give a model at once: `context`, by default as many as it takes.
+
+    Raises:
+        OptionError: The model takes fewer.
+    """
+    longest = model.config.max_position_embeddings
+    if context is not None and context > longest:
+        raise OptionError("context", f"must be at most {longest}, the model's context, not {context}")
+    return context or longest
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

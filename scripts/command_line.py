@@ -4,7 +4,7 @@ A script calls `run(function, OptionsClass)`. Each field of the dataclass is an 
 recipe and `--held-out` on the command line; the fields of a nested dataclass are keys below `optimizer:`, and
 `--optimizer.learning-rate`. A list takes several values (`--held-out A B`), a switch needs none (`--resume`,
 `--resume false`), a dictionary is written as JSON. A field with `metadata={"positional": True}` is written without its
-name. The docstring under a field is its text in `--help`.
+name. The docstring under a field is its text in `--help`, which also shows its range, see `healthslm.options`.
 
 Paths on the command line are relative to the current folder. In a recipe they are relative to the recipe's folder: the
 values of all fields of type `Path`, and any other text that begins with `./` or `../`, which becomes an absolute path.
@@ -23,6 +23,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -32,6 +33,7 @@ import jsonargparse
 import yaml
 
 from healthslm.errors import Stopped, UserError
+from healthslm.options import OptionError, option_ranges
 
 # Where it is installed on a CPU with bf16, every import of Transformers tells of a kernel that it misses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -54,6 +56,7 @@ class Field:
     type: str  # as one writes it: list[Path] | None
     default: Any  # dataclasses.MISSING where the option is required
     text: str
+    range: str  # as one reads it, empty for any value
     is_positional: bool = False
 
     @property
@@ -72,7 +75,9 @@ def run(function: Callable[[Options], None], options_class: type[Options]) -> No
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
     try:
-        function(parse(options_class, sys.argv[1:]))
+        options = parse(options_class, sys.argv[1:])
+        with _naming_options(options_class, sys.argv[1:]):
+            function(options)
     except UsageError as error:
         _exit(f"error: {error} (see --help)", 2)
     except UserError as error:
@@ -94,8 +99,9 @@ def parse(options_class: type[Options], arguments: list[str]) -> Options:
     """Build the options from the defaults, the recipe that `arguments` name, and the other `arguments`."""
     fields = {field.name: field for field in _fields(options_class)}
     given = _read_command_line(fields, arguments)
-    recipe = given.pop("recipe", None)
+    recipe = given.get("recipe")
     values = (_read_recipe(fields, Path(recipe)) if recipe else {}) | given
+    values.pop("recipe", None)
     required = [field for field in fields.values() if field.default is dataclasses.MISSING]
     missing = [field.flag for field in required if values.get(field.name) is None]
     if missing:
@@ -103,21 +109,35 @@ def parse(options_class: type[Options], arguments: list[str]) -> Options:
 
     converter = jsonargparse.ArgumentParser(exit_on_error=False)
     converter.add_class_arguments(options_class)
+    with _naming_options(options_class, arguments):
+        try:
+            options = converter.instantiate(converter.parse_object(values))
+        except argparse.ArgumentError as error:
+            key = re.match(r'Parser key "([\w.]+)"', str(error))
+            if key is None or key[1] not in fields:
+                raise
+            raise OptionError(key[1], f"expected {fields[key[1]].type}, got {values[key[1]]!r}") from error
+        return options_class(**vars(options))
+
+
+@contextmanager
+def _naming_options(options_class: type, arguments: list[str]) -> Iterator[None]:
+    """Raise what is wrong with an option as a UsageError that names the option as the user wrote it."""
     try:
-        options = converter.instantiate(converter.parse_object(values))
-    except argparse.ArgumentError as error:
-        key = re.match(r'Parser key "([\w.]+)"', str(error))
-        if key is None or key[1] not in fields:
-            raise
-        field = fields[key[1]]
-        place = field.flag if field.name in given else f"{recipe}: {field.name}"
-        raise UsageError(f"{place}: expected {field.type}, got {values[field.name]!r}") from error
-    return options_class(**vars(options))
+        yield
+    except OptionError as error:
+        fields = {field.name: field for field in _fields(options_class)}
+        given = _read_command_line(fields, arguments)
+        # A nested dataclass knows its fields by their own names.
+        field = next(field for field in fields.values() if error.name in (field.name, field.name.rpartition(".")[2]))
+        in_recipe = "recipe" in given and field.name not in given
+        place = f"{given['recipe']}: {field.name}" if in_recipe else field.flag
+        raise UsageError(f"{place}: {error.problem}") from error
 
 
 def _fields(options_class: type, prefix: str = "", instance: Any = None) -> Iterator[Field]:
     """Yield the options in the order of their definition; `instance` holds the defaults of a nested dataclass."""
-    annotations = typing.get_type_hints(options_class)
+    annotations, ranges = typing.get_type_hints(options_class), option_ranges(options_class)
     docstrings = [docstring_parser.parse_from_object(base) for base in reversed(options_class.__mro__[:-1])]
     texts = {entry.arg_name: entry.description for docstring in docstrings for entry in docstring.params}
     for field in dataclasses.fields(options_class):
@@ -131,7 +151,8 @@ def _fields(options_class: type, prefix: str = "", instance: Any = None) -> Iter
         else:
             type_text = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(annotation))
             text = " ".join((texts.get(field.name) or "").split())
-            yield Field(name, type_text, default, text, field.metadata.get("positional", False))
+            allowed = str(ranges.get(field.name, ""))
+            yield Field(name, type_text, default, text, allowed, field.metadata.get("positional", False))
 
 
 def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[str, Any]:
@@ -146,7 +167,8 @@ def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[s
     parser.add_argument("--recipe", metavar="FILE", help="YAML file of options; those on the command line win.")
     for field in fields.values():
         state = "required" if field.default is dataclasses.MISSING else f"default: {_show(field.default)}"
-        settings: dict[str, Any] = {"help": f"{field.text} ({field.type}, {state})".lstrip().replace("%", "%%")}
+        facts = ", ".join(filter(None, [field.type, field.range, state]))
+        settings: dict[str, Any] = {"help": f"{field.text} ({facts})".lstrip().replace("%", "%%")}
         if field.type.startswith(("list[", "tuple[")):
             settings |= {"nargs": "*", "action": "extend"}
         elif field.type.startswith("bool"):

@@ -37,7 +37,6 @@ import command_line
 from healthslm.training.checkpoint import find_damage, list_checkpoints
 from healthslm.training.loop import pretrain
 from healthslm.training.metrics import read_metrics
-from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions
 
 BATCH_TOKENS = 512

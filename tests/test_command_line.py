@@ -8,13 +8,16 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
+import command_line
 from command_line import UsageError, parse
+from healthslm.options import CheckedOptions, NonNegativeFloat, OptionError, PositiveInt, Range, option_ranges
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+STAGES = sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "command_line.py")
 
 
 @dataclass
@@ -192,6 +195,72 @@ def test_a_required_option_left_empty_in_a_recipe_is_missing(tmp_path: Path) -> 
         parse(Options, ["--recipe", write_recipe(tmp_path, "output:\n")])
 
 
+@dataclass
+class Decay(CheckedOptions):
+    """Options of a schedule."""
+
+    final: NonNegativeFloat = 0.0
+
+
+@dataclass
+class Ranged(CheckedOptions):
+    """Options that have a range each."""
+
+    steps: PositiveInt = 10
+    documents: Annotated[int | None, Range(at_least=1)] = None
+    fraction: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    betas: Annotated[tuple[float, float], Range(at_least=0, below=1)] = (0.9, 0.95)
+    decay: Decay = field(default_factory=Decay)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["--documents", "-5"], "--documents: must be at least 1, not -5"),
+        (["--fraction", "0"], "--fraction: must be above 0 and at most 1, not 0.0"),
+        (["--fraction", "1.5"], "--fraction: must be above 0 and at most 1, not 1.5"),
+        (["--betas", "0.9", "1"], "--betas: must be at least 0 and below 1, not (0.9, 1.0)"),
+        (["--decay.final", "-1"], "--decay.final: must be at least 0, not -1.0"),
+        (["--decay.final", "1e999"], "--decay.final: must be at least 0, not inf"),
+    ],
+)
+def test_a_value_outside_of_its_range_is_named_with_the_option(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(Ranged, arguments)
+    assert str(caught.value) == message
+
+
+def test_a_value_of_a_recipe_outside_of_its_range_is_named_with_the_recipe(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "fraction: -1\nsteps: 3\n")
+    with pytest.raises(UsageError, match=rf"^{re.escape(recipe)}: fraction: must be above 0 and at most 1, not -1\.0$"):
+        parse(Ranged, ["--recipe", recipe])
+    with pytest.raises(UsageError, match="^--steps: must be at least 1, not 0$"):
+        parse(Ranged, ["--recipe", recipe, "--fraction", "1", "--steps", "0"])
+
+
+def test_the_ends_of_a_range_are_in_it_or_not_as_it_says() -> None:
+    accepted = Ranged(steps=1, documents=None, fraction=1.0, betas=(0.0, 0.0))
+    assert parse(Ranged, ["--steps", "1", "--betas", "0", "0"]) == accepted
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_options_made_in_python_are_checked_too(value: float) -> None:
+    with pytest.raises(OptionError, match="^fraction: must be above 0 and at most 1, not"):
+        Ranged(fraction=value)
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_every_number_that_a_script_takes_has_a_range(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes: list[Any] = []
+    monkeypatch.setattr(command_line, "run", lambda function, options_class: classes.append(options_class))
+    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    (options_class,) = classes
+    numbers = {f.name for f in command_line._fields(options_class) if re.search(r"\b(int|float)\b", f.type)}
+    assert numbers == option_ranges(options_class).keys()
+    assert not numbers or issubclass(options_class, CheckedOptions)
+
+
 SCRIPT = '''"""Do what the test asks.
 
 python scripts/act.py --act write
@@ -288,7 +357,7 @@ def test_help_says_what_the_script_does_and_explains_each_option_with_its_defaul
     assert "--recipe FILE YAML file of options" in text
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "command_line.py"))
+@pytest.mark.parametrize("script", STAGES)
 def test_every_script_explains_all_its_options(script: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     monkeypatch.setenv("COLUMNS", "1000")  # one option, one line

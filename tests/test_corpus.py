@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_every_format_gives_the_same_documents(tmp_path, form):
         "folder": str(parquet.parent),
         "hub": f"hub:{parquet.parent}",  # has the form of a data set of the Hub
     }
-    documents, report = build(tmp_path / "corpus", sources=[sources[form]])
+    documents, report = build(tmp_path / "corpus", sources=[sources[form]], validation_fraction=0)
 
     first, second = documents.values() if next(iter(documents)) == "a:1" else reversed(documents.values())
     assert {key: first[key] for key in ("title", "text", "source", "kind", "license", "year", "sections")} == {
@@ -328,7 +329,7 @@ def test_every_format_gives_the_same_documents(tmp_path, form):
 
 def test_a_text_file_is_one_document(tmp_path):
     (tmp_path / "note.txt").write_text(f"Line one\n{WORDS}\n", encoding="utf-8")
-    documents, _ = build(tmp_path / "corpus", sources=[str(tmp_path / "*.txt")])
+    documents, _ = build(tmp_path / "corpus", sources=[str(tmp_path / "*.txt")], validation_fraction=0)
     (document,) = documents.values()
     assert (document["text"], document["source"], document["title"]) == (f"Line one\n{WORDS}", "note", "")
 
@@ -350,7 +351,8 @@ def test_a_document_without_end_is_refused_before_memory_is_full(tmp_path, name)
 def test_files_of_one_name_stay_apart(tmp_path):
     for number in (1, 2):
         write_rows(tmp_path / str(number) / "train.parquet", [{"text": words(number)}])
-    _, report = build(tmp_path / "corpus", sources=[str(tmp_path / "*" / "train.parquet")], test_fraction=0.0)
+    train_alone = {"validation_fraction": 0.0, "test_fraction": 0.0}
+    _, report = build(tmp_path / "corpus", sources=[str(tmp_path / "*" / "train.parquet")], **train_alone)
     assert [(file["name"], file["kept"]) for file in report["files"]] == [("train", 1), ("train-2", 1)]
 
 
@@ -444,8 +446,8 @@ def edited(text: str, places: list[int]) -> str:
     return " ".join(parts)
 
 
-def id_in(split: str) -> str:
-    return next(f"y:{n}" for n in range(10**4) if split_of(f"y:{n}", 0.1, 0.1) == split)
+def id_in(split: str, prefix: str = "y") -> str:
+    return next(f"{prefix}:{n}" for n in range(10**4) if split_of(f"{prefix}:{n}", 0.1, 0.1) == split)
 
 
 def test_a_text_with_a_few_words_changed_is_a_copy(sample, tmp_path):
@@ -464,7 +466,8 @@ def test_what_copies_a_held_back_document_leaves_training_and_not_the_other_way(
     text = edited(sample_abstract(sample, 29), [40])
     assert read(sample / "corpus")["pmid:99000029"]["split"] == "train"
     source = write_rows(tmp_path / "texts.parquet", [{"id": id_in(split), "text": text}])
-    other = write_rows(tmp_path / "other.parquet", [{"id": id_in("train"), "text": words("other")}])
+    others = [{"id": id_in(name, "z"), "text": words(name)} for name in ("train", "validation")]
+    other = write_rows(tmp_path / "other.parquet", others)
     alone, _ = build(tmp_path / "alone" / "corpus", sources=[str(source), str(other)])
     documents, report = build(tmp_path / "corpus", pubmed=SAMPLE, sources=[str(source)])
     assert alone[id_in(split)]["split"] == documents[id_in(split)]["split"] == split
@@ -680,10 +683,13 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path):
         ({"sources": ["missing.parquet"]}, "missing.parquet: no such file"),
         ({"sources": [str(SAMPLE.parent / "README.md")]}, "of no format that is read"),
         ({"sources": ["hub:/no/such/data"]}, "hub:/no/such/data: cannot be read"),
-        ({"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5}, "something to train on"),
-        ({"pubmed": SAMPLE, "test_fraction": -0.1}, "must not be negative"),
+        (
+            {"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5},
+            "validation_fraction: 0.5 and test_fraction 0.5 leave nothing to train on",
+        ),
+        ({"pubmed": SAMPLE, "test_fraction": -0.1}, "test_fraction: must be at least 0 and at most 1, not -0.1"),
         ({"pubmed": SAMPLE, "min_words": 10_000}, "no document is left to train on"),
-        ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes is 10"),
+        ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes: must be at least 256, not 10"),
         ({"pubmed": SAMPLE, "held_out": [Path("missing.jsonl")]}, "missing.jsonl: no such file"),
     ],
 )
@@ -691,6 +697,29 @@ def test_options_that_cannot_work_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         build(tmp_path / "corpus", **options)
     assert not (tmp_path / "corpus").exists()
+
+
+def test_a_small_corpus_without_a_validation_document_is_refused_with_a_fraction_that_gives_one(tmp_path, run_script):
+    """Sixty text files, of which the usual share is a third of a document."""
+    (tmp_path / "texts").mkdir()
+    for number in range(60):
+        (tmp_path / "texts" / f"{number}.txt").write_text(words(f"note{number}"))
+    command = ["build_corpus", "--sources", tmp_path / "texts", "--workers", 1, "--output", tmp_path / "corpus"]
+    refused = run_script(*command)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    message = (
+        r"error: --validation-fraction: 0.005 of 60 documents leaves none for validation; (0\.\d+) or more leaves some"
+    )
+    least = float(re.match(message, last)[1])
+    assert not (tmp_path / "corpus").exists()
+
+    less = run_script(*command, "--validation-fraction", least - 1e-4)
+    assert f"{least} or more leaves some" in less.stderr
+    built = run_script(*command, "--validation-fraction", least)
+    assert built.returncode == 0, built.stderr
+    splits = Counter(document["split"] for document in read(tmp_path / "corpus").values())
+    assert splits["validation"] >= 1 and splits["train"] >= 50
 
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path):

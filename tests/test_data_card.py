@@ -226,7 +226,8 @@ def test_input_and_held_out_files_are_listed_with_their_checksums_under_the_name
 
 def test_a_source_that_has_the_name_of_its_file_gets_the_name_given(sample_folders, tmp_path):
     (tmp_path / "renamed.txt").write_text(english("plain", 30), encoding="utf-8")
-    build_corpus(CorpusOptions(output=tmp_path / "corpus", sources=[str(tmp_path / "renamed.txt")], test_fraction=0))
+    train_alone = {"validation_fraction": 0, "test_fraction": 0}
+    build_corpus(CorpusOptions(output=tmp_path / "corpus", sources=[str(tmp_path / "renamed.txt")], **train_alone))
     options = DataCardOptions(tmp_path / "corpus", tmp_path / "card", names={"renamed": "original.txt"})
     describe_corpus(options)
     page = read_page(options.output)
@@ -460,7 +461,7 @@ def test_missing_tokens_are_an_error_that_names_their_file(mixed, tmp_path):
     ("more", "complaint"),
     [
         ({"names": {"text": "x"}}, "names: text: no input of .*: held, pubmedsample26n0001, .*, texts"),
-        ({"context": 8}, "context is 8"),
+        ({"context": 8}, "context: must be at least 32, not 8"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(mixed, tmp_path, more, complaint):

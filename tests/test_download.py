@@ -146,7 +146,7 @@ def test_files_that_cannot_be_chosen_are_an_error_and_nothing_is_fetched(server,
 
 @pytest.mark.parametrize("connections", [0, 5])
 def test_more_connections_than_ncbi_likes_are_refused(server, fetch, connections) -> None:
-    message = f"^connections: {connections}: NCBI asks for few at a time: 1 to 4$"
+    message = f"^connections: must be at least 1 and at most 4, not {connections}$"
     with pytest.raises(UserError, match=message):
         fetch("all", connections=connections)
     assert server.requests == []

@@ -1,6 +1,7 @@
 """Evaluating and generating by their scripts, on a model made for it."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -77,9 +78,48 @@ def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder,
     assert "Vitamin D" in texts[0] and "The patients" in texts[0]
 
 
+def test_text_stops_at_the_context_of_the_model_and_says_so_once(model_folder, run_script_here, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
+    arguments = ["--model", model_folder, "--prompts", tmp_path / "prompts.txt", "--temperature", 0]
+    longer = run_script_here("generate", *arguments, "--max-new-tokens", 10_000)
+    assert longer.returncode == 0, longer.stderr
+    assert longer.stderr.count("text ends at the model's context, 64 tokens with the prompt") == 1
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    fitting = 64 - 1 - len(tokenizer.encode("Vitamin D", add_special_tokens=False))
+    model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=True)
+    ids = [tokenizer.eos_token_id, *tokenizer.encode("Vitamin D", add_special_tokens=False)]
+    for _ in range(fitting):
+        ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    assert longer.stdout.startswith(tokenizer.decode(ids, skip_special_tokens=True))
+
+    shorter = run_script_here("generate", *arguments, "--max-new-tokens", 8)
+    assert "context" not in shorter.stderr
+
+
+def test_the_longest_prompt_that_fits_leaves_room_for_one_token(model_folder, run_script_here, tmp_path):
+    """62 tokens, the separator and a new token are the context of 64."""
+    assert len(AutoTokenizer.from_pretrained(model_folder).encode("@" * 62, add_special_tokens=False)) == 62
+    for length, status in ((62, 0), (63, 1)):
+        (tmp_path / "prompts.txt").write_text("@" * length + "\n")
+        done = run_script_here("generate", "--model", model_folder, "--prompts", tmp_path / "prompts.txt")
+        assert done.returncode == status, done.stderr
+    message = "error: prompt 1 has 63 tokens, but at most 62 fit: the model's context of 64 also holds the separator"
+    assert done.stderr.splitlines()[-1].startswith(message) and done.stdout == ""
+
+
 def test_generated_text_comes_with_a_warning(model_folder, run_script_here):
     done = run_script_here("generate", "--model", model_folder, "--max-new-tokens", 2)
     assert "not medical advice" in done.stderr
+
+
+def test_a_context_longer_than_the_model_s_is_refused_with_both(model_folder, sample_folders, run_script):
+    data = sample_folders.corpus / "validation"
+    done = run_script("evaluate", "--model", model_folder, "--data", data, "--context", 512)
+    assert done.returncode == 2
+    message = "error: --context: must be at most 64, the model's context, not 512 (see --help)"
+    assert done.stderr.splitlines()[-1] == message
 
 
 @pytest.mark.parametrize(
@@ -90,6 +130,7 @@ def test_generated_text_comes_with_a_warning(model_folder, run_script_here):
         ("generate", ["--model", "{model}", "--prompts", "no-such-file"], "no-such-file"),
         ("evaluate", ["--model", "{model}", "--data", "no-such-file.parquet"], "no-such-file.parquet"),
         ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
+        ("generate", ["--model", "{model}", "--prompts", os.devnull], "no prompts in this file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(model_folder, run_script_here, script, arguments, message):

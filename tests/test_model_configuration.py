@@ -12,12 +12,12 @@ from transformers import AutoConfig
 CONFIG_JSON = json.loads((REPOSITORY / "config.json").read_text())
 
 
-def test_config_json_holds_the_defaults_and_the_type_of_the_released_weights():
-    assert HealthSLMConfig.from_dict(CONFIG_JSON).to_dict() == HealthSLMConfig(dtype="bfloat16").to_dict()
+def test_config_json_holds_the_defaults_and_the_type_to_load_the_weights_in():
+    assert HealthSLMConfig.from_dict(CONFIG_JSON).to_dict() == HealthSLMConfig(dtype="float32").to_dict()
 
 
 def test_config_json_is_what_saving_the_defaults_writes(tmp_path):
-    config = HealthSLMConfig(dtype="bfloat16")
+    config = HealthSLMConfig(dtype="float32")
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     version = "transformers_version"  # of the one who saved it

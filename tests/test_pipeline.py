@@ -29,7 +29,9 @@ def made(root: Path) -> dict[str, bytes]:
 
 
 def build(root: Path, pubmed: Path = SAMPLE, **options) -> None:
-    build_corpus(CorpusOptions(output=root / "corpus", pubmed=pubmed, **{"workers": 1} | options))
+    build_corpus(
+        CorpusOptions(output=root / "corpus", pubmed=pubmed, **{"workers": 1, "validation_fraction": 0.1} | options)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_slurm_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
     environment = slurm.install(tmp_path / "slurm")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"pubmed: {SAMPLE}\noutput: corpus\nexecutor: slurm\n"
+        f"pubmed: {SAMPLE}\noutput: corpus\nvalidation_fraction: 0.1\nexecutor: slurm\n"
         "executor_settings: {partition: cpu, time: '01:00:00', mem_per_cpu_gb: 1, cpus_per_task: 1}\n"
     )
     done = run_script("build_corpus", "--recipe", recipe, env=environment)
@@ -84,8 +86,8 @@ def test_slurm_wants_a_partition_and_a_time(tmp_path):
 
 @pytest.mark.slow
 def test_ray_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
-    arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--executor", "ray"]
-    done = run_script("build_corpus", *arguments, "--executor-settings", '{"mem_per_cpu_gb": 0.5}')
+    arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--validation-fraction", 0.1]
+    done = run_script("build_corpus", *arguments, "--executor", "ray", "--executor-settings", '{"mem_per_cpu_gb": 0.5}')
     assert done.returncode == 0, done.stderr
     assert made(tmp_path) == made(local)
 
@@ -141,7 +143,8 @@ def test_statistics_and_logs_of_each_task_stay(local):
 
 
 def test_one_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
-    done = run_script("build_corpus", "--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--workers", 1)
+    arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--validation-fraction", 0.1]
+    done = run_script("build_corpus", *arguments, "--workers", 1)
     assert done.returncode == 0, done.stderr
     bars = [line for line in done.stderr.replace("\r", "\n").splitlines() if "task" in line]
     assert "11/11" in bars[-1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from clean_process import result_of, start_clean_process
 from huggingface_hub import ModelCard
 from safetensors import safe_open
@@ -95,6 +96,17 @@ def test_the_card_and_the_results_are_of_these_weights(repository):
     assert all(found["inputs"]["model"] == checksum for name, found in results.items() if name != "beside")
     with safe_open(path, "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_its_weights_load_as_fp32_unless_another_type_is_named(repository):
+    """Of a file in bf16, which Transformers takes for the type where config.json names none."""
+    for named, expected in [
+        ({}, torch.float32),
+        ({"dtype": "auto"}, torch.float32),
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+    ]:
+        model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, **named)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
 
 
 def test_the_hub_is_told_what_the_results_say(repository):

@@ -46,7 +46,6 @@ def test_updates_take_up_all_rows_one_after_another():
     [
         ({"batch_tokens": 12}, "12 tokens is no whole number of rows of 8"),
         ({"warmup_tokens": 1000}, "warmup_tokens 1000 must be less"),
-        ({"decay_fraction": 0.0}, "decay_fraction 0.0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, message):

@@ -191,7 +191,7 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(copy, damag
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tokens):
-    with pytest.raises(UserError, match="no split test, only train, validation"):
+    with pytest.raises(UserError, match="no test documents; build the corpus with a --test-fraction that gives some"):
         TokenizedSplit(tokens, "test")
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from huggingface_hub import constants
 from in_precision import set_precision
 from pipeline_folders import TINY_MODEL
 from safetensors import SafetensorError
@@ -23,8 +25,9 @@ from command_line import parse
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.models import make_model
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training import checkpoint, loop
+from healthslm.training import checkpoint, loop, recipe
 from healthslm.training.checkpoint import find_damage
 from healthslm.training.gradients import accumulate_gradients, micro_batches
 from healthslm.training.loop import pretrain
@@ -149,6 +152,66 @@ def test_training_goes_on_from_the_weights_of_a_folder(finished_run, options, tm
     assert weights(tmp_path / "further/best") == weights(finished_run / "best")
 
 
+@pytest.fixture(scope="module")
+def other_tokens(sample_folders, tmp_path_factory) -> Path:
+    """The same corpus by another tokenizer of the same size: two of its tokens have changed places."""
+    root = tmp_path_factory.mktemp("other")
+    shutil.copytree(sample_folders.tokenizer, root / "tokenizer")
+    path = root / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = str(root / "tokenizer")
+    tokenize_corpus(TokenizeOptions(corpus=sample_folders.corpus, tokenizer=tokenizer, output=root / "tokens"))
+    return root / "tokens"
+
+
+def test_weights_refuse_the_tokens_of_another_tokenizer_unless_told_so(finished_run, options, other_tokens, tmp_path):
+    changes = {"model": str(finished_run / "best"), "tokens": other_tokens, "max_tokens": 512}
+    with pytest.raises(UserError, match=f"not the tokenizer of the weights in {finished_run}/best.*--accept-changes"):
+        pretrain(options(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+    pretrain(options(tmp_path / "run", **changes, accept_changes=True))
+
+
+def test_a_configuration_without_weights_takes_any_tokenizer(finished_run, options, other_tokens, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(finished_run / "best", folder)
+    (folder / "model.safetensors").unlink()
+    pretrain(options(tmp_path / "run", model=str(folder), tokens=other_tokens, max_tokens=512))
+
+
+def test_weights_of_the_hub_refuse_the_tokens_of_another_tokenizer(options, sample_folders, other_tokens, tmp_path):
+    """Of a repository like GPT-2's: with the vocabulary and the merges in files of their own, and no tokenizer.json."""
+    repository = Path(constants.HF_HUB_CACHE) / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    make_model(TINY_GPT2).save_pretrained(snapshot)
+    content = json.loads((sample_folders.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    (snapshot / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    (snapshot / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in content["model"]["merges"]))
+    special = {"eos_token": content["added_tokens"][0]["content"], "tokenizer_class": "GPT2Tokenizer"}
+    (snapshot / "tokenizer_config.json").write_text(json.dumps(special))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+
+    tokens = tmp_path / "tokens"
+    tokenize_corpus(TokenizeOptions(corpus=sample_folders.corpus, tokenizer="someone/tiny", output=tokens))
+    assert not (snapshot / "tokenizer.json").exists()
+    pretrain(options(tmp_path / "same", model="someone/tiny", tokens=tokens, max_tokens=512))
+    with pytest.raises(UserError, match="not the tokenizer of the weights in someone/tiny"):
+        pretrain(options(tmp_path / "other", model="someone/tiny", tokens=other_tokens, max_tokens=512))
+
+
+def test_weights_without_a_tokenizer_are_not_compared_but_refused(finished_run, options, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(finished_run / "best" / name, folder)
+    with pytest.raises(UserError, match=f"{folder}: no tokenizer in this folder.*--accept-changes trains"):
+        pretrain(options(tmp_path / "run", model=str(folder)))
+
+
 @pytest.fixture
 def fp32(monkeypatch):
     """Compute in fp32 on every machine, where equal sums differ by rounding alone."""
@@ -241,7 +304,9 @@ def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
         ({"batch_tokens": 500}, "no multiple of 256.*256 is"),
         ({"tokens": Path("no-such-folder")}, "no-such-folder"),
         ({"resume": True}, "no run to resume"),
-        ({"save_every": 0}, "save_every must be at least 1, not 0"),
+        ({"context": 512}, "context: must be at most 64, the model's context, not 512"),
+        ({"context": 512, "dry_run": True}, "context: must be at most 64, the model's context, not 512"),
+        ({"save_every": 0}, "save_every: must be at least 1, not 0"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
@@ -452,6 +517,66 @@ def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, reposito
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/best/model.safetensors").exists()
+
+
+def test_progress_is_told_after_every_micro_batch_and_adds_up_to_the_step(sample_folders):
+    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    told: list[int] = []
+    model = make_model(TINY_MODEL).train()
+    (batches,) = micro_batches(Accelerator(cpu=True), model, rows, [range(8)], 2)
+    accumulate_gradients(Accelerator(cpu=True), model, batches, progress=told.append)
+    assert told == [2 * 64] * 4
+
+
+def test_the_bar_moves_within_a_step_and_ends_at_the_tokens_of_the_run(options, tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    class Bar(loop.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            seen.append(self.n)
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    pretrain(options(tmp_path / "run", max_tokens=3 * 512, micro_batch_rows=2))
+    assert seen == list(range(128, 3 * 512 + 1, 128))
+
+
+def test_the_bar_s_time_left_does_not_count_evaluations(options, tmp_path, monkeypatch):
+    """Evaluations of a second each among steps of a few milliseconds."""
+    real, spent = loop.score_documents, []
+
+    def slowly(*arguments, **settings):
+        time.sleep(1.0)
+        return real(*arguments, **settings)
+
+    class Bar(loop.tqdm):
+        def close(self):
+            if not self.disable:
+                spent.append(self.format_dict["elapsed"])
+            super().close()
+
+    monkeypatch.setattr(loop, "score_documents", slowly)
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    started = time.monotonic()
+    pretrain(options(tmp_path / "run", max_tokens=2 * 512, evaluate_every=1))
+    whole = time.monotonic() - started
+    assert whole > 3.0 and spent[0] < whole - 3.0
+
+
+def test_many_passes_over_a_small_corpus_are_warned_of(options, sample_folders, tmp_path, caplog, monkeypatch):
+    tokens = TokenizedSplit(sample_folders.tokens, "train").num_tokens
+    pretrain(options(tmp_path / "run", max_tokens=20 * tokens - 512, dry_run=True))
+    assert not [record for record in caplog.records if "passes" in record.message]
+    pretrain(options(tmp_path / "run", max_tokens=174 * tokens, dry_run=True))
+    (warning,) = (record for record in caplog.records if "passes" in record.message)
+    assert warning.levelname == "WARNING"
+    assert f"174 passes over a corpus of {tokens:,} tokens" in warning.message
+    assert f"lower max_tokens (20 passes are {20 * tokens:,})" in warning.message
+
+    caplog.clear()
+    monkeypatch.setattr(recipe, "MANY_PASSES", 0)  # so that a short run has many
+    pretrain(options(tmp_path / "run", max_tokens=512))
+    assert [record for record in caplog.records if "passes over a corpus" in record.message]
 
 
 @pytest.mark.slow

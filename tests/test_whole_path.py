@@ -520,7 +520,8 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-build_corpus(CorpusOptions(output=Path(output), pubmed=Path(pubmed), min_words=int(min_words), workers=1))
+sizes = {"min_words": int(min_words), "validation_fraction": 0.1}
+build_corpus(CorpusOptions(output=Path(output), pubmed=Path(pubmed), workers=1, **sizes))
 """
 
 
@@ -532,7 +533,8 @@ def build_until(root: Path, operation: str, path: str, min_words: int = 20) -> N
 
 
 def build_sample(root: Path, min_words: int = 20) -> dict[str, bytes]:
-    build_corpus(CorpusOptions(output=root / "corpus", pubmed=SAMPLE, min_words=min_words, workers=1))
+    sizes = {"min_words": min_words, "validation_fraction": 0.1}
+    build_corpus(CorpusOptions(output=root / "corpus", pubmed=SAMPLE, workers=1, **sizes))
     return made(root)
 
 

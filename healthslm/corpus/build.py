@@ -17,10 +17,13 @@ the same command goes on where it stopped.
 
 import importlib.metadata
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
 
 from healthslm import documents
 from healthslm.corpus import (
@@ -37,15 +40,17 @@ from healthslm.corpus import (
 )
 from healthslm.corpus import sources as source_files
 from healthslm.corpus.pubmed_files import file_name, find_pubmed_files
+from healthslm.corpus.reader import split_files
 from healthslm.corpus.records import PubmedReader, read_record_documents, record_writer
 from healthslm.corpus.report import REPORT, corpus_report, summary
 from healthslm.corpus.screening import Criteria, Screen, SourceReader, signature_writer, write_held_out
 from healthslm.corpus.selection import list_dropped
 from healthslm.corpus.sources import Columns, Source, find_sources
 from healthslm.corpus.splits import REMOVED, DroppedFilter, Passages, corpus_writer
-from healthslm.documents import SPLITS
+from healthslm.documents import SPLITS, split_place
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
+from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
 from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
 from healthslm.tables import has_stamp, make_stamp
 
@@ -75,27 +80,34 @@ class CorpusOptions(ExecutorOptions):
     """Columns that may hold its text."""
     held_out: list[Path] = field(default_factory=list)
     """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
-    validation_fraction: float = 0.005
-    """Share of the documents that becomes the validation split."""
-    test_fraction: float = 0.005
+    validation_fraction: UnitInterval = 0.005
+    """Share of the documents that becomes the validation split, which pretraining needs; 0 for none."""
+    test_fraction: UnitInterval = 0.005
     """Share of the documents that becomes the test split."""
-    min_words: int = 20
+    min_words: NonNegativeInt = 20
     """Documents with a text of fewer words are dropped."""
     any_language: bool = False
     """Keep documents whose text is not English, too."""
-    max_bytes: int = 4096
+    max_bytes: Annotated[int, Range(at_least=256)] = 4096
     """Longer texts are cut at paragraphs into parts of at most so many bytes: about a context of 1,024 tokens."""
     write_removed: bool = False
     """Write what was dropped, with the reason, to removed/ in the corpus."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_fraction + self.test_fraction >= 1:
+            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave nothing to train on"
+            raise OptionError("validation_fraction", problem)
 
 
 def build_corpus(options: CorpusOptions) -> None:
     """Build the records and the corpus, with a report of what was read, kept and dropped in its report.json.
 
     Raises:
-        UserError: an input is missing, damaged or of no known format, or no document is left to train on.
+        UserError: an input is missing, damaged or of no known format, or no document is left to train on or, unless
+            validation_fraction is 0, to validate on.
     """
-    _check(options)
+    _check_output(options.output)
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
     names = [file_name(path) for path in pubmed_files]
     records_folder = options.output.absolute().parent / "records"
@@ -191,19 +203,22 @@ def _finish(
     report = corpus_report(sources, signature_files, held_out, dropped, work.output, settings)
     if report["splits"]["train"]["documents"] == 0:
         raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
+    if settings["validation_fraction"] > 0 and report["splits"]["validation"]["documents"] == 0:
+        problem = f"{settings['validation_fraction']} of {report['kept']:,} documents leaves none for validation"
+        raise OptionError("validation_fraction", f"{problem}; {_least_fraction(work.output)} or more leaves some")
     write_json(work.output / REPORT, report)
     work.close()
 
 
-def _check(options: CorpusOptions) -> None:
-    """Refuse options that cannot work, or that would replace a folder which no earlier run has written."""
-    if min(options.validation_fraction, options.test_fraction) < 0:
-        raise UserError("validation_fraction and test_fraction must not be negative")
-    if options.validation_fraction + options.test_fraction >= 1:
-        raise UserError("validation_fraction and test_fraction must leave something to train on: a sum below 1")
-    if options.max_bytes < 256:
-        raise UserError(f"max_bytes is {options.max_bytes}: parts of fewer than 256 bytes are no text to learn from")
-    corpus = options.output
+def _least_fraction(corpus: Path) -> float:
+    """The least validation fraction, rounded up to four decimals, with which a document is in that split."""
+    files = (path for split in SPLITS for path in split_files(corpus, split))
+    ids = (identifier for path in files for identifier in pq.read_table(path, columns=["id"])["id"].to_pylist())
+    return (math.floor(min(map(split_place, ids)) * 10_000) + 1) / 10_000
+
+
+def _check_output(corpus: Path) -> None:
+    """Refuse to replace a folder which no earlier run has written."""
     if corpus.exists() and not _is_corpus(corpus):
         raise UserError(f"{corpus}: holds other things than the output of an earlier run, and would be replaced")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
@@ -36,6 +36,7 @@ from healthslm.corpus.statistics import (
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.files import read_json, replacing
+from healthslm.options import CheckedOptions, Range
 
 PAGE = "README.md"
 LISTED_SOURCES = 100
@@ -63,7 +64,7 @@ REASONS = {
 
 
 @dataclass
-class DataCardOptions:
+class DataCardOptions(CheckedOptions):
     """Options of `describe_corpus`."""
 
     corpus: Path
@@ -72,7 +73,7 @@ class DataCardOptions:
     """Folder to write the card to: README.md and its figures."""
     tokens: Path | None = None
     """The corpus in tokens, as scripts/tokenize_corpus.py writes it; without it, the card tells nothing of tokens."""
-    context: int = 1024
+    context: Annotated[int, Range(at_least=BINS_PER_CONTEXT)] = 1024
     """Tokens of a context, to be marked in the figure of tokens."""
     title: str = "HealthSLM corpus"
     """The card's heading."""
@@ -115,8 +116,6 @@ def _check(options: DataCardOptions, report: dict[str, Any]) -> None:
     inputs = {file["name"] for file in (*report["files"], *report["held_out"])}
     if unknown := sorted(options.names.keys() - inputs):
         raise UserError(f"names: {', '.join(unknown)}: no input of {options.corpus}: {', '.join(sorted(inputs))}")
-    if options.context < BINS_PER_CONTEXT:
-        raise UserError(f"context is {options.context}, but a context has at least {BINS_PER_CONTEXT} tokens")
     output = options.output
     found = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if output.is_file() or (found and not {PAGE, SOURCES} <= found <= {PAGE, *FIGURES}):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Annotated, TypeVar
 from urllib.parse import urlsplit
 
 import pooch
@@ -28,6 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from healthslm.corpus.pubmed_files import FOLDERS, file_number, refuse_two_years
 from healthslm.errors import UserError
 from healthslm.files import remove_partials, replacing
+from healthslm.options import CheckedOptions, Range
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class DownloadOptions:
+class DownloadOptions(CheckedOptions):
     """Options of `download_pubmed`."""
 
     output: Path
@@ -58,7 +59,7 @@ class DownloadOptions:
     """Which: `all`, `latest N`, or numbers such as `1-20` or `1-20 1334`, which go on from baseline to update files."""
     base_url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
     """Address (https, http) that has baseline/ and updatefiles/ below it: NCBI's, or that of a mirror."""
-    connections: int = 2
+    connections: Annotated[int, Range(at_least=1, at_most=MAX_CONNECTIONS)] = 2
     """Files to download at once, at most 4: NCBI asks for few connections."""
 
 
@@ -78,7 +79,7 @@ def download_pubmed(options: DownloadOptions) -> None:
             mixed, or files failed in spite of all tries, after the others were fetched.
     """
     selection = _read_selection(options.files)
-    _check_server(options.base_url, options.connections)
+    _check_address(options.base_url)
     base_url = options.base_url.rstrip("/") + "/"
     paths = select_files(list_files(base_url), selection)
     there = [str(path) for folder in ("", *FOLDERS) for path in (options.output / folder).glob("pubmed*.xml*")]
@@ -103,12 +104,10 @@ def _read_selection(files: list[str]) -> str:
     return selection
 
 
-def _check_server(base_url: str, connections: int) -> None:
+def _check_address(base_url: str) -> None:
     address = urlsplit(base_url)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"base_url: expected an address that begins with https:// or http://, got {base_url!r}")
-    if not 1 <= connections <= MAX_CONNECTIONS:
-        raise UserError(f"connections: {connections}: NCBI asks for few at a time: 1 to {MAX_CONNECTIONS}")
 
 
 def list_files(base_url: str) -> dict[int, str]:

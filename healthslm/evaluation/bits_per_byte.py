@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from healthslm.models import accepts
+from healthslm.models import accepts, choose_context
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def token_bits(
     Returns:
         For each document (tokens - 1,), float64: of all its tokens but the separator.
     """
-    context = context or model.config.max_position_embeddings
+    context = choose_context(model, context)
     pieces = sorted(
         windows([len(document) for document in documents], context),
         key=lambda piece: (piece.start - piece.end, piece.first_scored),

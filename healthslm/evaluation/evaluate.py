@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -11,14 +12,15 @@ from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import write_json
-from healthslm.models import open_model
+from healthslm.models import choose_context, open_model
+from healthslm.options import CheckedOptions, PositiveInt, Range
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class EvaluationOptions:
+class EvaluationOptions(CheckedOptions):
     """Options of `evaluate`."""
 
     model: str
@@ -27,11 +29,11 @@ class EvaluationOptions:
     """Files with columns title and text (Parquet or JSON Lines), folders or patterns of them."""
     output: Path | None = None
     """JSON file to write the figures to."""
-    documents: int | None = None
+    documents: Annotated[int | None, Range(at_least=1)] = None
     """Evaluate on the first so many documents; by default on all."""
-    context: int | None = None
+    context: Annotated[int | None, Range(at_least=1)] = None
     """Window in tokens; by default the model's context."""
-    batch_tokens: int = 1024
+    batch_tokens: PositiveInt = 1024
     """Tokens of a forward pass: changes memory and speed, not the result."""
 
 
@@ -43,6 +45,7 @@ def evaluate(options: EvaluationOptions) -> None:
     """
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model)
+    context = choose_context(model, options.context)
     texts = [
         document_text(row.get("title") or "", row["text"])
         for source in find_sources(options.data)
@@ -56,7 +59,7 @@ def evaluate(options: EvaluationOptions) -> None:
         model,
         documents,
         [len(text.encode()) for text in texts],
-        context=options.context,
+        context=context,
         batch_tokens=options.batch_tokens,
         progress=True,
     )

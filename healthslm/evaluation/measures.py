@@ -44,6 +44,7 @@ from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_te
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
 from healthslm.models import open_model
+from healthslm.options import CheckedOptions, PositiveInt
 from healthslm.release.training_report import report_training, tokens_seen
 from healthslm.tokenization.encoding import load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
@@ -56,7 +57,7 @@ PUBMED_IDS = "pubmed_ids.jsonl"
 
 
 @dataclass(kw_only=True)
-class EvaluationData:
+class EvaluationData(CheckedOptions):
     """What a model is measured on, and beside which others."""
 
     corpus: Path
@@ -70,7 +71,7 @@ class EvaluationData:
     beside: dict[str, str] = field(default_factory=dict)
     """Other models, whose bits per byte on the same abstracts stand beside: their folders or Hub names, by the names to
     show."""
-    documents: int = 500
+    documents: PositiveInt = 500
     """Documents to generate, titles to ask for, and half of the documents to look for memorised text in."""
 
 

@@ -1,6 +1,6 @@
 """Release the model of a run: check and evaluate it, and put weights, results and pages into the model repository.
 
-    model.safetensors, config.json      the weights, in bf16 and in one file, and their type
+    model.safetensors, config.json      the weights, in bf16 and in one file, and fp32 as the type to load them in
     results/                            what `healthslm.evaluation.measures` has measured
     results/training/                   the run's recipe and metrics
     docs/evaluation.md, docs/evaluation/    the same as tables and figures
@@ -160,14 +160,17 @@ def check_held_out(options: ReleaseOptions, data: TrainingData) -> None:
 
 
 def stage_model(model: PreTrainedModel, root: Path, folder: Path) -> None:
-    """Write the repository's model files into a folder, with these weights in bf16: what a user will open."""
+    """Write the repository's model files into a folder, with these weights in bf16: what a user will open.
+
+    config.json has them load as fp32: in bf16 fine-tuning loses most of its updates, and many CPUs compute slowly.
+    """
     model.to(torch.bfloat16).save_pretrained(folder / "saved")
     (folder / "saved" / WEIGHTS).rename(folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read it
     shutil.rmtree(folder / "saved")
     for path in (*root.glob("*.py"), *root.glob("*.json")):
         shutil.copy(path, folder)
-    config = read_json(root / CONFIG) | {"dtype": "bfloat16"}
+    config = read_json(root / CONFIG) | {"dtype": "float32"}
     write_json(folder / CONFIG, dict(sorted(config.items())))
 
 

@@ -1,5 +1,8 @@
 """Opening a tokenizer and encoding text with it, in one way for every stage."""
 
+import hashlib
+import json
+
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from healthslm.errors import UserError
@@ -27,6 +30,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if separator_id(tokenizer) is None:
         raise UserError(f"{name}: the tokenizer has no token to separate documents with: set its eos_token")
     return tokenizer
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Checksum of a fast tokenizer, whatever files it was opened from; how it pads and truncates does not count."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from healthslm.corpus.reader import count_documents, read_texts, split_files
 from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
+from healthslm.options import CheckedOptions, OptionError, PositiveInt
 from healthslm.tokenization.encoding import encode_texts
 
 logger = logging.getLogger(__name__)
@@ -23,16 +24,16 @@ REPORT_FILE = "training_report.json"
 
 
 @dataclass
-class TokenizerOptions:
+class TokenizerOptions(CheckedOptions):
     """Options of `train_tokenizer`."""
 
     corpus: Path
     """Corpus folder: train/*.parquet is trained on, validation/*.parquet measured."""
     output: Path
     """Folder to write the tokenizer to."""
-    vocab_size: int = 32_000
+    vocab_size: PositiveInt = 32_000
     """Number of tokens, the special tokens and the 256 bytes among them."""
-    max_documents: int = 1_000_000
+    max_documents: PositiveInt = 1_000_000
     """Documents to train on; of more, every second, third and so on is taken. More text hardly changes the tokens."""
 
 
@@ -44,9 +45,8 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     """
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
     if options.vocab_size < len(architecture):
-        raise UserError(f"vocab_size {options.vocab_size}: the special tokens and bytes alone are {len(architecture)}")
-    if options.max_documents < 1:
-        raise UserError(f"max_documents is {options.max_documents}: there is nothing to learn from fewer than 1")
+        problem = f"must be at least {len(architecture)}, the special tokens and bytes, not {options.vocab_size}"
+        raise OptionError("vocab_size", problem)
     files = split_files(options.corpus, "train")
     if not files:
         raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")

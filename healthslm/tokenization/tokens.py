@@ -67,8 +67,9 @@ class TokenizedSplit:
         info = read_json(folder / INFO_FILE)
         if tokenizer_sha256(folder / TOKENIZER_FOLDER) != info["tokenizer_sha256"]:
             raise UserError(f"{folder / TOKENIZER_FOLDER}: not the tokenizer that made {folder}; tokenise again")
-        if split not in info["splits"]:
-            raise UserError(f"{folder}: no split {split}, only {', '.join(info['splits'])}")
+        if not info["splits"].get(split, {}).get("documents"):
+            advice = "" if split == "train" else f"; build the corpus with a --{split}-fraction that gives some"
+            raise UserError(f"{folder}: no {split} documents{advice}")
         self.vocab_size: int = info["vocab_size"]
         self.separator_id: int = info["separator_id"]
         self.files = [

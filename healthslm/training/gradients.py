@@ -1,6 +1,6 @@
 """The gradients of one step: a micro-batch after another, on every process its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -54,12 +54,14 @@ def accumulate_gradients(
     accelerator: Accelerator,
     model: torch.nn.Module,
     batches: list[MicroBatch],
+    progress: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
     """Add up the gradients of a step's mean loss, a micro-batch of this process at a time.
 
     Args:
         model: The model as Accelerate prepared it, compiled or not.
         batches: Of one step, as `micro_batches` gives them.
+        progress: Called after each micro-batch with its tokens, those of all processes.
 
     Returns:
         The mean over the tokens of this process: the mean of all processes is the loss. So are the gradients, which
@@ -82,6 +84,8 @@ def accumulate_gradients(
             ).loss
             accelerator.backward(loss)
         total += loss.detach()
+        if progress is not None:
+            progress(batch["input_ids"].numel() * accelerator.num_processes)
     return total
 
 

@@ -28,7 +28,14 @@ from transformers import AutoTokenizer, PreTrainedModel
 from healthslm.errors import Stopped, UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import remove_partials, replacing
-from healthslm.models import REPOSITORY, make_model, open_model, zero_residual_projections
+from healthslm.models import (
+    REPOSITORY,
+    check_tokenizer,
+    choose_context,
+    make_model,
+    open_model,
+    zero_residual_projections,
+)
 from healthslm.tokenization.tokens import TOKENIZER_FOLDER, TokenizedSplit
 from healthslm.training.attention import fit_attention
 from healthslm.training.checkpoint import (
@@ -55,6 +62,7 @@ from healthslm.training.recipe import (
     identity,
     make_schedule,
     optimizer_settings,
+    warn_of_many_passes,
     write_recipe,
 )
 from healthslm.training.schedule import Schedule
@@ -69,8 +77,7 @@ def pretrain(options: PretrainOptions) -> None:
     """Train a causal language model from memory-mapped tokens.
 
     Raises:
-        UserError: An option does not fit the model, the corpus or the run folder; too many updates in a row
-            failed.
+        UserError: An option does not fit the model, the corpus or the run folder; too many updates in a row failed.
         Stopped: A signal asked for it; there is a checkpoint to resume from.
     """
     # Said outright, because Accelerate would take several processes on the CPU for as many runs of one.
@@ -92,14 +99,18 @@ def pretrain(options: PretrainOptions) -> None:
     train = TokenizedSplit(options.tokens, "train")
     validation = TokenizedSplit(options.tokens, "validation")
     tokenizer_folder = options.tokens / TOKENIZER_FOLDER
+    if checkpoint is None and not options.accept_changes:
+        check_tokenizer(options.model, tokenizer_folder)
     torch.manual_seed(options.seed)
     bare_model = make_model(options.model) if checkpoint is None else open_model(checkpoint)
     if checkpoint is None and options.zero_residual_projections:
         zero_residual_projections(bare_model)
     fit_to_tokenizer(bare_model, train, tokenizer_folder)
-    context = options.context or bare_model.config.max_position_embeddings
+    context = choose_context(bare_model, options.context)
     rows = PackedRows(train, context, options.seed)
     schedule = make_schedule(options, context, accelerator.num_processes)
+    if is_main:
+        warn_of_many_passes(schedule, train.num_tokens)
 
     # Optimizers, and where to begin
     bare_optimizers = make_optimizers(bare_model, **optimizer_settings(options))
@@ -156,6 +167,7 @@ def pretrain(options: PretrainOptions) -> None:
             with replacing(options.output / "best") as folder:
                 folder.mkdir()
                 save_model(folder, bare_model, tokenizer_folder, weights)
+        bar.unpause()  # the time that it shows as left is that of training alone
 
     def save(update: int) -> None:
         save_checkpoint(
@@ -182,7 +194,6 @@ def pretrain(options: PretrainOptions) -> None:
         if is_main:
             positions, learning_rate_factor = schedule.positions(update), schedule.learning_rate_factor(update)
             tokens, now = len(positions) * context, time.perf_counter()
-            bar.update(tokens)
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
             figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
             figures["tokens_per_second"] = tokens / (now - finished_at)
@@ -206,7 +217,7 @@ def pretrain(options: PretrainOptions) -> None:
         for update, batch in zip(range(first_update, len(schedule)), batches, strict=True):
             set_learning_rates(bare_optimizers, schedule.learning_rate_factor(update))
             seed_dropout(options.seed, update, accelerator.process_index)
-            loss = accumulate_gradients(accelerator, network, batch)
+            loss = accumulate_gradients(accelerator, network, batch, bar.update)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
             outcome = agree(accelerator, loss, grad_norm, stop.received is not None)
             skip_failed(bare_optimizers, has_failed(outcome))
@@ -219,7 +230,9 @@ def pretrain(options: PretrainOptions) -> None:
             unfinished.append((update, outcome))
             evaluating = due(update + 1, options.evaluate_every, len(schedule))
             saving = due(update + 1, options.save_every, len(schedule))
-            while unfinished and (stopping or evaluating or saving or len(unfinished) > updates_ahead(accelerator.device)):
+            while unfinished and (
+                stopping or evaluating or saving or len(unfinished) > updates_ahead(accelerator.device)
+            ):
                 stopping = finish(*unfinished.popleft()) or stopping
             if evaluating:
                 evaluate(update + 1)
@@ -278,8 +291,8 @@ def failed_updates(checkpoints: Path, skipped: int) -> str:
     saved = newest_checkpoint(checkpoints) if list_checkpoints(checkpoints) else "none"
     return (
         f"{skipped} updates in a row failed: the loss or gradient norm was not finite, or the norm was exactly zero. "
-        f"None of them changed the weights; the last good checkpoint is {saved}. If not finite, lower the learning rate "
-        "or look at the text there; if zero, check that the model has weights to train, and try --compile false"
+        f"None of them changed the weights; the last good checkpoint is {saved}. If not finite, lower the learning "
+        "rate or look at the text there; if zero, check that the model has weights to train, and try --compile false"
     )
 
 

@@ -15,12 +15,18 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from healthslm.models import accepts, make_model
+from healthslm.models import accepts, choose_context, make_model
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.attention import document_bounds, fit_attention
 from healthslm.training.optimization import find_embeddings, make_optimizers
 from healthslm.training.precision import bf16_autocast
-from healthslm.training.recipe import PretrainOptions, compiles, make_schedule, optimizer_settings
+from healthslm.training.recipe import (
+    PretrainOptions,
+    compiles,
+    make_schedule,
+    optimizer_settings,
+    warn_of_many_passes,
+)
 from healthslm.training.schedule import Schedule
 
 FREE_MEMORY_USED = 0.8
@@ -40,8 +46,9 @@ def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> 
     with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
         model = make_model(options.model)
     fit_attention(model, device, compiles(options, device))
-    context = options.context or model.config.max_position_embeddings
+    context = choose_context(model, options.context)
     schedule = make_schedule(options, context, processes)
+    warn_of_many_passes(schedule, corpus_tokens)
     options = replace(options, micro_batch_rows=fit_micro_batch(model, options, context, processes, device))
     return describe_plan(model, schedule, options, corpus_tokens, processes, device)
 

@@ -36,8 +36,6 @@ class Schedule:
             raise UserError(f"a batch of {self.batch_tokens} tokens is no whole number of rows of {self.context}")
         if not 0 <= self.warmup_tokens < self.max_tokens:
             raise UserError(f"warmup_tokens {self.warmup_tokens} must be less than max_tokens {self.max_tokens}")
-        if not 0 < self.decay_fraction <= 1:
-            raise UserError(f"decay_fraction {self.decay_fraction} must be above 0 and at most 1")
 
     def __len__(self) -> int:
         """Number of updates."""

@@ -1,0 +1,77 @@
+"""Options of every stage: dataclasses whose fields have a range, checked when they are made.
+
+    @dataclass
+    class SamplingOptions(CheckedOptions):
+        temperature: NonNegativeFloat = 0.8
+        top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
+        documents: Annotated[int | None, Range(at_least=1)] = None
+
+A range holds for every number of a tuple or list, and allows None.
+"""
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Annotated
+
+from healthslm.errors import UserError
+
+
+class OptionError(UserError):
+    """A value that an option can't have. `problem` says so without the name, which people write in several ways."""
+
+    def __init__(self, name: str, problem: str):
+        super().__init__(f"{name}: {problem}")
+        self.name, self.problem = name, problem
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers that an option may have."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """As people write it: "above 0 and at most 1"."""
+        bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
+        return " and ".join(f"{name} {bound}" for name, bound in bounds.items())
+
+
+PositiveInt = Annotated[int, Range(at_least=1)]
+NonNegativeInt = Annotated[int, Range(at_least=0)]
+NonNegativeFloat = Annotated[float, Range(at_least=0)]
+UnitInterval = Annotated[float, Range(at_least=0, at_most=1)]
+Seed = Annotated[int, Range(at_least=0, below=2**32)]
+"""What NumPy takes as a seed."""
+
+
+class CheckedOptions:
+    """Base of dataclasses of options: checks their ranges.
+
+    Raises:
+        OptionError: A value is outside of its option's range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, allowed in option_ranges(type(self)).items():
+            value = getattr(self, name)
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(number is not None and number not in allowed for number in values):
+                raise OptionError(name, f"must be {allowed}, not {value}")
+
+
+def option_ranges(options_class: type) -> dict[str, Range]:
+    """The ranges of a dataclass's options by their names."""
+    annotations = typing.get_type_hints(options_class, include_extras=True).items()
+    return {
+        name: found
+        for name, annotation in annotations
+        for found in getattr(annotation, "__metadata__", ())
+        if isinstance(found, Range)
+    }
