@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.errors import UserError
-from healthslm.models import open_model
+from healthslm.models import Device, open_model
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -38,13 +38,15 @@ class GenerationOptions:
     """Choose among the likeliest tokens that have so much probability together."""
     seed: int = 0
     """Of the random choice."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
 
 
 def generate(options: GenerationOptions) -> None:
     """Continue prompts, streaming to standard output.
 
     Raises:
-        UserError: There is no such model or prompt file, or both kinds of prompt are given.
+        UserError: There is no such model, device or prompt file, or both kinds of prompt are given.
     """
     if options.prompt is not None and options.prompts is not None:
         raise UserError("give --prompt or --prompts, not both")
@@ -52,7 +54,7 @@ def generate(options: GenerationOptions) -> None:
     if options.prompts is not None:
         prompts = options.prompts.read_text(encoding="utf-8").splitlines()
     tokenizer = load_tokenizer(options.model)
-    model = open_model(options.model)
+    model = open_model(options.model, options.device)
     set_seed(options.seed)
     sampling = GREEDY
     if options.temperature > 0:
@@ -68,7 +70,8 @@ def generate(options: GenerationOptions) -> None:
         if number:
             print()
         # A document begins behind the separator: so the model has learnt it.
-        input_ids = torch.tensor([[separator_id(tokenizer), *encode_texts(tokenizer, [prompt])[0]]])
+        tokens = [separator_id(tokenizer), *encode_texts(tokenizer, [prompt])[0]]
+        input_ids = torch.tensor([tokens], device=model.device)
         model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -4,7 +4,8 @@ A script calls `run(function, OptionsClass)`. Each field of the dataclass is an 
 recipe and `--held-out` on the command line; the fields of a nested dataclass are keys below `optimizer:`, and
 `--optimizer.learning-rate`. A list takes several values (`--held-out A B`), a switch needs none (`--resume`,
 `--resume false`), a dictionary is written as JSON. A field with `metadata={"positional": True}` is written without its
-name. The docstring under a field is its text in `--help`.
+name. The docstring under a field is its text in `--help`. `metadata={"memory": True}` marks an option to lower where
+the GPU's memory runs out.
 
 Paths on the command line are relative to the current folder. In a recipe they are relative to the recipe's folder: the
 values of all fields of type `Path`, and any other text that begins with `./` or `../`, which becomes an absolute path.
@@ -55,6 +56,7 @@ class Field:
     default: Any  # dataclasses.MISSING where the option is required
     text: str
     is_positional: bool = False
+    saves_memory: bool = False  # where it is lower
 
     @property
     def flag(self) -> str:
@@ -84,6 +86,10 @@ def run(function: Callable[[Options], None], options_class: type[Options]) -> No
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _exit(f"error: {error.filename or 'cannot write'}: {error.strerror}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here: that takes seconds
+            raise
+        _exit(f"error: out of GPU memory: {_ways_out(options_class)}", 1)
     except Stopped as stopped:
         _exit(str(stopped), STOPPED)
     except KeyboardInterrupt:
@@ -131,7 +137,10 @@ def _fields(options_class: type, prefix: str = "", instance: Any = None) -> Iter
         else:
             type_text = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(annotation))
             text = " ".join((texts.get(field.name) or "").split())
-            yield Field(name, type_text, default, text, field.metadata.get("positional", False))
+            metadata = field.metadata
+            yield Field(
+                name, type_text, default, text, metadata.get("positional", False), metadata.get("memory", False)
+            )
 
 
 def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[str, Any]:
@@ -204,6 +213,14 @@ def _with_paths_from(folder: Path, value: Any, is_path: bool) -> Any:
 
 def _unknown(name: str, known: list[str]) -> str:
     return f"unknown option {name!r}, did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+
+
+def _ways_out(options_class: type) -> str:
+    """What to do where the GPU's memory runs out."""
+    fields = list(_fields(options_class))
+    ways = [f"lower {field.flag}" for field in fields if field.saves_memory]
+    ways += ["use --device cpu" for field in fields if field.name == "device"]
+    return " or ".join(ways or ["close other programs that use it"])
 
 
 def _show(default: Any) -> str:

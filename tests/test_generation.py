@@ -90,10 +90,13 @@ def test_generated_text_comes_with_a_warning(model_folder, run_script):
         ("generate", ["--model", "{model}", "--prompts", "no-such-file"], "no-such-file"),
         ("evaluate", ["--model", "{model}", "--data", "no-such-file.parquet"], "no-such-file.parquet"),
         ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
+        ("evaluate", ["--model", "{model}", "--data", "x.parquet", "--device", "cuda"], "--device cuda: PyTorch "),
+        ("generate", ["--model", "{model}", "--device", "cuda"], "finds no GPU here; use --device cpu"),
     ],
 )
 def test_mistakes_are_told_in_one_line(model_folder, run_script, script, arguments, message):
-    done = run_script(script, *[argument.format(model=model_folder) for argument in arguments])
+    arguments = [argument.format(model=model_folder) for argument in arguments]
+    done = run_script(script, *arguments, env={"CUDA_VISIBLE_DEVICES": ""})  # as on a machine without a GPU
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: ") and message in error and "Traceback" not in done.stderr
