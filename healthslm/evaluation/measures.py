@@ -7,7 +7,7 @@ pubmed_ids.jsonl     these citations as ids and checksums: scripts/fetch_evaluat
 minimal_pairs.json   the true term against another one, in its sentence
 pubmedqa.json        PubMedQA's questions, and MedQA and MedMCQA where a hub is reached
 generation.json      what generated documents and titles are like
-memorisation.json    how much of a document the model goes on with word for word
+memorisation.json    bits per byte of training abstracts, and how much of a document it goes on with word for word
 footprint.json       size by precision, and speed
 
 Each holds, as `inputs`, what it was measured on by checksum: so a command that was stopped need not measure all again.
@@ -240,8 +240,8 @@ def measure_minimal_pairs(subject: Subject) -> dict[str, Any]:
     terms = read_terms()
     counts, neighbours = count_terms(subject.training_texts(), terms)
 
-    def measure(similar: np.ndarray | None = None) -> dict[str, Any]:
-        pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, similar=similar)
+    def measure(similarity: np.ndarray | None = None) -> dict[str, Any]:
+        pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, similarity=similarity)
         scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
         return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
 
@@ -277,6 +277,8 @@ def measure_memorisation(subject: Subject) -> dict[str, Any]:
         documents, sizes, kinds = subject.tokenized(splits)
         numbers = subject.documents_read() if name == "training" else np.arange(len(documents))
         abstracts = numbers[kinds[numbers] == "abstract"]
+        if not len(abstracts):
+            raise UserError(f"{subject.options.tokens}: no abstracts in {' and '.join(splits)} to measure on")
         openings = choose_openings(documents.__getitem__, numbers, 2 * count)
         written = continue_greedily(subject.model, openings, separator, progress=True)
         found[name] = {

@@ -17,12 +17,12 @@ not mentioned anywhere in the document, by any name, and neither of which words 
 logarithm of the ratio of their counts in the training text, each plus one. Choices follow from hashes of a seed and the
 document: neither the order nor the number of the other documents changes a pair.
 
-In the **harder set** the other term also fits the subject of the sentence: of the `CANDIDATES` nearest to the true one,
-it is one of the five with the most similar neighbours in the training text. All else is the same: the documents, the
-mentions and the rules. The neighbours of a term are the words within `REACH` stretches between white space on either
-side of its mentions. Two terms are compared by the cosine of their positive pointwise mutual information with each word
-(Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A computational
-study").
+In the **harder set** the other term also fits the subject of the sentence: whatever its length and frequency, it is the
+one whose neighbours in the training text are most like those of the true term. All else is the same: the documents,
+the mentions and the rules. The neighbours of a term are the words within `REACH` stretches between white space on
+either side of its mentions. Two terms are compared by the cosine of their positive pointwise mutual information with
+each word (Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A
+computational study").
 
 The model wins a pair where it gives the true text the higher probability: the sum of the log-probabilities of all
 tokens behind the separator, of which those in front of the term are the same for both. A tie counts half. Two figures
@@ -56,8 +56,6 @@ from healthslm.tokenization.encoding import encode_texts, separator_id
 KINDS = ("drugs", "diseases", "genes", "anatomy")
 NEAREST = 5
 """Other terms among which one is chosen."""
-CANDIDATES = 40
-"""Terms near in length and frequency, of which the harder set takes those with the most similar neighbours."""
 REACH = 8
 VOCABULARY = 10_000
 """The commonest neighbours, by which terms are compared."""
@@ -231,7 +229,7 @@ def build_pairs(
     counts: Counter[str],
     tokenizer: PreTrainedTokenizerBase,
     seed: int = 0,
-    similar: np.ndarray | None = None,
+    similarity: np.ndarray | None = None,
 ) -> list[Pair]:
     """Build the pairs of held-out documents, see the module's docstring.
 
@@ -239,15 +237,17 @@ def build_pairs(
         documents: Rows of a corpus, of which `title` and `text` are read.
         counts: What `count_terms` returned.
         tokenizer: Measures the lengths of terms. Models of any tokenizer may be compared on the same pairs.
-        similar: (terms, terms), as `similarities` returned it, for the harder set.
+        similarity: (terms, terms), as `similarities` returned it, for the harder set.
     """
     finder = TermFinder(terms)
     tokens = {
         term.name: len(ids)
         for term, ids in zip(terms, encode_texts(tokenizer, [f" {term.name}" for term in terms]), strict=True)
     }
-
     places = {term.name: place for place, term in enumerate(terms)}
+
+    def likeness(one: Term, other: Term) -> float:
+        return 0 if similarity is None else similarity[places[one.name], places[other.name]]
 
     def distance(one: Term, other: Term) -> float:
         ratio = (counts[one.name] + 1) / (counts[other.name] + 1)
@@ -255,9 +255,9 @@ def build_pairs(
 
     @cache
     def others(term: Term) -> list[Term]:
-        """Those that may stand in its place, the nearest first."""
+        """Those that may stand in its place, the most similar first, and of equally similar ones the nearest."""
         candidates = [other for other in terms if other.kind == term.kind and not _includes(term, other)]
-        return sorted(candidates, key=lambda other: (distance(term, other), other.name))
+        return sorted(candidates, key=lambda other: (-likeness(term, other), distance(term, other), other.name))
 
     pairs = []
     for row in documents:
@@ -273,10 +273,7 @@ def build_pairs(
             if mention is None:
                 continue
             absent = (other for other in others(mention.term) if not other.mentions.search(text))
-            if similar is not None:
-                row_of_term = similar[places[mention.term.name]]
-                absent = sorted(islice(absent, CANDIDATES), key=lambda other: -row_of_term[places[other.name]])
-            nearest = list(islice(absent, NEAREST))
+            nearest = list(islice(absent, NEAREST if similarity is None else 1))
             if nearest:
                 pairs.append(_pair(document, text, mention, nearest[hash_key(key) % len(nearest)], counts))
     return pairs
