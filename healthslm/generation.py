@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.errors import UserError
-from healthslm.models import open_model
+from healthslm.models import Device, open_model
 from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
@@ -42,14 +42,16 @@ class GenerationOptions(CheckedOptions):
     """Choose among the likeliest tokens that have so much probability together."""
     seed: Seed = 0
     """Of the random choice."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
 
 
 def generate(options: GenerationOptions) -> None:
     """Continue prompts, streaming to standard output.
 
     Raises:
-        UserError: There is no such model or prompt file, both kinds of prompt are given, or a prompt is longer than the
-            model's context.
+        UserError: There is no such model, device or prompt file, both kinds of prompt are given, or a prompt is longer
+            than the model's context.
     """
     if options.prompt is not None and options.prompts is not None:
         raise UserError("give --prompt or --prompts, not both")
@@ -59,7 +61,7 @@ def generate(options: GenerationOptions) -> None:
     if not prompts:
         raise UserError(f"{options.prompts}: no prompts in this file")
     tokenizer = load_tokenizer(options.model)
-    model = open_model(options.model)
+    model = open_model(options.model, options.device)
     # A document begins behind the separator: so the model has learnt it.
     inputs = [[separator_id(tokenizer), *ids] for ids in encode_texts(tokenizer, prompts)]
     context = model.config.max_position_embeddings
@@ -80,7 +82,7 @@ def generate(options: GenerationOptions) -> None:
     for number, ids in enumerate(inputs):
         if number:
             print()
-        input_ids = torch.tensor([ids])
+        input_ids = torch.tensor([ids], device=model.device)
         model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,18 +21,38 @@ transformers_logging.disable_progress_bar()  # a bar for one file of weights, in
 REPOSITORY = Path(__file__).resolve().parents[1]
 """The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
 
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a model computes: "auto" is a GPU where there is one."""
+
 _RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-def open_model(source: str | Path) -> PreTrainedModel:
-    """Open the trained model of a folder or Hub name, in fp32.
+def find_device(device: Device) -> torch.device:
+    """The device of that name.
 
     Raises:
-        UserError: There is no such model.
+        UserError: A GPU is asked for, and PyTorch finds none.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device cuda: PyTorch {torch.__version__} finds no GPU here; use --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def by_device(model: PreTrainedModel, cpu: int, gpu: int) -> int:
+    """One of two numbers, such as batch sizes, by where the model is."""
+    return cpu if model.device.type == "cpu" else gpu
+
+
+def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
+    """Open the trained model of a folder or Hub name, in fp32, on a device.
+
+    Raises:
+        UserError: There is no such model or device.
+    """
+    place = find_device(device)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).to(place)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: no causal language model to be opened here: {_one_line(error)}") from error
 

@@ -5,6 +5,7 @@ recipe and `--held-out` on the command line; the fields of a nested dataclass ar
 `--optimizer.learning-rate`. A list takes several values (`--held-out A B`), a switch needs none (`--resume`,
 `--resume false`), a dictionary is written as JSON. A field with `metadata={"positional": True}` is written without its
 name. The docstring under a field is its text in `--help`, which also shows its range, see `healthslm.options`.
+`metadata={"memory": True}` marks an option to lower where the GPU's memory runs out.
 
 Paths on the command line are relative to the current folder. In a recipe they are relative to the recipe's folder: the
 values of all fields of type `Path`, and any other text that begins with `./` or `../`, which becomes an absolute path.
@@ -58,6 +59,7 @@ class Field:
     text: str
     range: str  # as one reads it, empty for any value
     is_positional: bool = False
+    saves_memory: bool = False  # where it is lower
 
     @property
     def flag(self) -> str:
@@ -89,6 +91,10 @@ def run(function: Callable[[Options], None], options_class: type[Options]) -> No
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _exit(f"error: {error.filename or 'cannot write'}: {error.strerror}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here: that takes seconds
+            raise
+        _exit(f"error: out of GPU memory: {_ways_out(options_class)}", 1)
     except Stopped as stopped:
         _exit(str(stopped), STOPPED)
     except KeyboardInterrupt:
@@ -151,8 +157,9 @@ def _fields(options_class: type, prefix: str = "", instance: Any = None) -> Iter
         else:
             type_text = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(annotation))
             text = " ".join((texts.get(field.name) or "").split())
-            allowed = str(ranges.get(field.name, ""))
-            yield Field(name, type_text, default, text, allowed, field.metadata.get("positional", False))
+            allowed, metadata = str(ranges.get(field.name, "")), field.metadata
+            is_positional, saves_memory = metadata.get("positional", False), metadata.get("memory", False)
+            yield Field(name, type_text, default, text, allowed, is_positional, saves_memory)
 
 
 def _read_command_line(fields: dict[str, Field], arguments: list[str]) -> dict[str, Any]:
@@ -226,6 +233,14 @@ def _with_paths_from(folder: Path, value: Any, is_path: bool) -> Any:
 
 def _unknown(name: str, known: list[str]) -> str:
     return f"unknown option {name!r}, did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+
+
+def _ways_out(options_class: type) -> str:
+    """What to do where the GPU's memory runs out."""
+    fields = list(_fields(options_class))
+    ways = [f"lower {field.flag}" for field in fields if field.saves_memory]
+    ways += ["use --device cpu" for field in fields if field.name == "device"]
+    return " or ".join(ways or ["close other programs that use it"])
 
 
 def _show(default: Any) -> str:

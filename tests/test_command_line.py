@@ -267,7 +267,7 @@ python scripts/act.py --act write
 """
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from command_line import run
@@ -282,6 +282,10 @@ class ActOptions:
     """What to do, 100% of it."""
     path: Path = Path("nothing here")
     """File to read."""
+    batch_tokens: int = field(default=64, metadata={"memory": True})
+    """Tokens of a batch."""
+    device: str = "auto"
+    """Where to compute."""
 
 
 def act(options: ActOptions) -> None:
@@ -292,6 +296,10 @@ def act(options: ActOptions) -> None:
             raise UserError("a.xml: cut off at line 3: download it again")
         case "fill":
             raise OSError(errno.ENOSPC, "No space left on device")
+        case "allocate":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         case "interrupt":
             raise KeyboardInterrupt
         case "stream":
@@ -325,6 +333,7 @@ def act(tmp_path: Path):
         (["--act", "read"], 1, "error: nothing here: No such file or directory"),
         (["--act", "complain"], 1, "error: a.xml: cut off at line 3: download it again"),
         (["--act", "fill"], 1, "error: cannot write: No space left on device"),
+        (["--act", "allocate"], 1, "error: out of GPU memory: lower --batch-tokens or use --device cpu"),
         (["--act", "interrupt"], 130, "interrupted"),
         (["--act", "read", "--recipe", "none.yaml"], 1, "error: none.yaml: No such file or directory"),
         (["--atc", "read"], 2, "error: unknown option '--atc', did you mean '--act'? (see --help)"),

@@ -131,9 +131,12 @@ def test_a_context_longer_than_the_model_s_is_refused_with_both(model_folder, sa
         ("evaluate", ["--model", "{model}", "--data", "no-such-file.parquet"], "no-such-file.parquet"),
         ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
         ("generate", ["--model", "{model}", "--prompts", os.devnull], "no prompts in this file"),
+        ("evaluate", ["--model", "{model}", "--data", "x.parquet", "--device", "cuda"], "--device cuda: PyTorch "),
+        ("generate", ["--model", "{model}", "--device", "cuda"], "finds no GPU here; use --device cpu"),
     ],
 )
-def test_mistakes_are_told_in_one_line(model_folder, run_script_here, script, arguments, message):
+def test_mistakes_are_told_in_one_line(model_folder, run_script_here, monkeypatch, script, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = run_script_here(script, *[argument.format(model=model_folder) for argument in arguments])
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]

@@ -1,5 +1,7 @@
 """Memorisation: a model that has learnt its text by heart, and matches counted by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from networks import random_ids
 from small_model import small_model
 
 from healthslm.evaluation.intervals import mean, share
-from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_matches
+from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_bits, measure_matches
 
 SEPARATOR = 0
 
@@ -16,7 +18,7 @@ def documents(count: int, seed: int) -> np.ndarray:
     return np.concatenate([np.full((count, 1), SEPARATOR), random_ids(count, 100, seed=seed).numpy()], axis=1)
 
 
-def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_no_other():
+def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_needs_fewer_bits_for_it():
     training, held_out = documents(4, seed=1), documents(4, seed=2)
     model = small_model(max_position_embeddings=128).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -34,6 +36,24 @@ def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_no_other():
     assert of_training["exact"]["share"] == 1 and of_training["leading_tokens"]["mean"] == 50
     assert of_training["matching_by_position"] == [1.0] * 50
     assert of_held_out["exact"]["share"] == 0 and of_held_out["matching_tokens"]["mean"] < 0.2
+    bits = [measure_bits(model, found, np.full(4, 100), count=4)["bits_per_byte"] for found in (training, held_out)]
+    assert bits[0] < 0.5 < 5 < bits[1]
+
+
+def test_bits_are_those_of_documents_chosen_by_the_seed_over_their_bytes():
+    model, texts = small_model(max_position_embeddings=128), list(documents(30, seed=5))
+    sizes = np.arange(100, 130)
+    with torch.no_grad():
+        logits = model(torch.tensor(np.array(texts))).logits[:, :-1].double().log_softmax(-1)
+    nats = -logits.gather(-1, torch.tensor(np.array(texts))[:, 1:, None]).sum(dim=(1, 2)).numpy()
+    found = measure_bits(model, texts, sizes, count=40)
+    assert (found["documents"], found["chosen_from"], found["bytes"]) == (30, 30, sizes.sum())
+    assert found["bits_per_byte"] == pytest.approx(nats.sum() / math.log(2) / sizes.sum(), rel=1e-5)
+    ratios = nats / math.log(2) / sizes
+    assert ratios.min() < found["interval"][0] < found["bits_per_byte"] < found["interval"][1] < ratios.max()
+    some = [measure_bits(model, texts, sizes, count=20, seed=seed) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert some[0]["documents"] == 20 and some[0]["chosen_from"] == 30
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])

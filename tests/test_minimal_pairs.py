@@ -21,6 +21,7 @@ from healthslm.evaluation.minimal_pairs import (
     count_terms,
     read_terms,
     score_pairs,
+    similarities,
 )
 from healthslm.evaluation.sentences import sentence_end
 from healthslm.tokenization.encoding import encode_texts
@@ -110,7 +111,7 @@ def test_finding_is_trying_every_name_at_every_place():
 
 def test_counts_are_of_the_names_that_are_looked_for():
     texts = ["Aspirin and aspirin, not aspirin-treated.", "Acetylsalicylic acid, a heart attack and a heart."]
-    assert count_terms(texts, TERMS) == {"aspirin": 2, "heart": 1}
+    assert count_terms(texts, TERMS).counts == {"aspirin": 2, "heart": 1}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,63 @@ def test_the_other_term_is_among_the_five_nearest_in_tokens_and_frequency(tokeni
     nearest = sorted(distances, key=lambda name: (distances[name], name))[:5]
     rows = [row(f"We gave {true.name} daily.", f"Trial {i}.") for i in range(100)]
     assert {pair.other for pair in build(rows, tokenizer, terms, counts)} == set(nearest)
+
+
+def random_texts(count: int = 60) -> list[str]:
+    choose = random.Random(1)
+    words = [*(term.name for term in TERMS), "the", "of", "dose", "cohort,", "(acute", "chronic)", "Clot", "bleeding"]
+    return [" ".join(choose.choices(words, k=30)) + "." for _ in range(count)]
+
+
+def test_neighbours_are_the_words_of_eight_stretches_on_either_side_in_small_letters():
+    text = "One two three four five six (seven eight-nine) Ten aspirin, A b c. D e f g h i"
+    expected = "two three four five six seven eight nine ten a b c d e f g"  # the comma is a stretch too
+    assert count_terms([text], TERMS).neighbours == {"aspirin": Counter(expected.split())}
+
+
+def test_similarity_is_the_cosine_of_positive_pointwise_mutual_information():
+    """One pair of terms and one word at a time, by the definition."""
+    neighbours = count_terms(random_texts(), TERMS).neighbours
+    together = sum(count for words in neighbours.values() for count in words.values())
+
+    def information(term: Term) -> dict[str, float]:
+        words = neighbours[term.name]
+        of_word = {word: sum(others[word] for others in neighbours.values()) for word in words}
+        ratios = {w: (n / together) / (words.total() / together * of_word[w] / together) for w, n in words.items()}
+        return {word: max(math.log2(ratio), 0) for word, ratio in ratios.items()}
+
+    vectors = [information(term) for term in TERMS]
+    found = similarities(TERMS, neighbours)
+    for one, row in zip(vectors, found, strict=True):
+        for other, value in zip(vectors, row, strict=True):
+            product = sum(one[word] * other.get(word, 0) for word in one)
+            length = math.hypot(*one.values()) * math.hypot(*other.values())
+            assert value == pytest.approx(product / length, abs=1e-6)
+    np.testing.assert_allclose(found.diagonal(), 1)
+
+
+def test_a_term_that_the_training_text_lacks_is_like_no_other():
+    neighbours = count_terms([text for text in random_texts() if "heparin" not in text], TERMS).neighbours
+    found = similarities(TERMS, neighbours)
+    assert "heparin" not in neighbours and not found[[term.name for term in TERMS].index("heparin")].any()
+
+
+def test_the_harder_other_term_is_the_one_that_occurs_with_the_same_words(tokenizer):
+    terms = [Term("drugs", name, ()) for name in ("aspirin", "warfarin", "timolol", "latanoprost")]
+    training = ["Clots dissolved when {} thinned the blood."] * 3 + ["Glaucoma patients took {} for their eyes."] * 3
+    names = ["aspirin", "warfarin", "aspirin", "timolol", "latanoprost", "timolol"]
+    counts, neighbours = count_terms([text.format(name) for text, name in zip(training, names, strict=True)], terms)
+    rows = [row(f"We gave {term.name} daily.", f"Trial {i}.") for i, term in enumerate(terms * 10)]
+    pairs = build_pairs(rows, terms, counts, tokenizer, similarity=similarities(terms, neighbours))
+    assert {(pair.true, pair.other) for pair in pairs} == {
+        ("aspirin", "warfarin"), ("warfarin", "aspirin"), ("timolol", "latanoprost"), ("latanoprost", "timolol")
+    }  # fmt: skip
+    assert {(pair.document, pair.before) for pair in pairs} == {
+        (pair.document, pair.before) for pair in build_pairs(rows, terms, counts, tokenizer)
+    }
+    both = [row(f"We gave aspirin daily. {name} was worse.") for name in ("Warfarin", "Nothing")]
+    others = [p.other for p in build_pairs(both, terms, counts, tokenizer, similarity=similarities(terms, neighbours))]
+    assert others[0] != "warfarin" == others[1]
 
 
 def test_a_document_gives_one_pair_of_each_kind_whatever_the_other_documents_are(tokenizer):

@@ -190,7 +190,7 @@ def test_the_hub_reads_the_results_from_the_card_and_all_that_it_read_before(inp
     assert bits.metric_value == pytest.approx(held_out["model"]["bits_per_byte"], abs=5e-5)
     assert bits.metric_args["interval"] == pytest.approx(held_out["model"]["interval"], abs=5e-5)
     assert found["pubmedqa", "accuracy"].metric_value == pubmedqa["pubmedqa"]["accuracy"]["share"]
-    assert ("pubmedqa", "f1") in found and len(found) == 5
+    assert ("pubmedqa", "f1") in found and len(found) == 6
     assert card.model_name == "HealthSLM"
 
 
@@ -254,8 +254,16 @@ def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released)
         assert all(
             f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text for kind, found in pairs.items()
         )
+        harder = read_json(released / "results/minimal_pairs.json")["harder"]["scores"]
+        assert all(
+            f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text
+            for kind, found in harder.items()
+        )
         memorised = read_json(released / "results/memorisation.json")
         assert all(f"{memorised[split]['matching_tokens']['mean']:.1%} (" in text for split in ("training", "held_out"))
+        bits = [memorised[split]["abstracts"]["bits_per_byte"] for split in ("training", "held_out")]
+        assert all(f"| {found:.4f} |" in text for found in bits)
+        assert f"take {1 - bits[0] / bits[1]:.1%} fewer bits per byte" in " ".join(text.split())
 
 
 def test_tables_have_as_many_cells_in_each_row(released):

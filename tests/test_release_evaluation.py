@@ -112,6 +112,10 @@ def test_pairs_are_of_held_out_documents_and_of_several_kinds(results):
     assert {"drugs", "diseases"} <= set(scores)
     for pair in pairs:
         assert any(pair["true"] in text and pair["other"] not in text for text in texts)
+    harder = results["minimal_pairs"]["harder"]
+    assert harder["scores"]["all"]["pairs"] == len(harder["pairs"]) == len(pairs)
+    places = [[(pair["document"], pair["start"], pair["true"]) for pair in found] for found in (pairs, harder["pairs"])]
+    assert places[0] == places[1]
 
 
 def test_all_questions_are_asked_and_those_of_the_hub_are_said_to_be_missing(results):
@@ -137,6 +141,38 @@ def test_memorised_text_is_looked_for_in_training_and_held_out_documents(results
     for found in results["memorisation"].values():
         assert 0 < found["documents"] <= 12 and len(found["matching_by_position"]) == 50
     assert list(results["memorisation"]) == ["training", "held_out"]
+
+
+def test_training_abstracts_are_compared_with_held_out_ones_in_bits_per_byte(model, sample_folders, options, results):
+    splits = {"training": ("train",), "held_out": ("validation", "test")}
+    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    for name, folders in splits.items():
+        files = [path for folder in folders for path in sorted((sample_folders.corpus / folder).glob("*.parquet"))]
+        rows = [row for path in files for row in pq.read_table(path).to_pylist()]
+        found = results["memorisation"][name]["abstracts"]
+        assert found["chosen_from"] == sum(row["kind"] == "abstract" for row in rows)
+        assert found["documents"] == min(options.documents, found["chosen_from"])
+    texts = [f"{row['title']}\n{row['text']}" for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    tokens = [np.array([tokenizer.eos_token_id, *tokenizer.encode(t, add_special_tokens=False)]) for t in texts]
+    chosen = np.random.default_rng(0).permutation(len(rows))[: options.documents]
+    score = score_documents(network, [tokens[i] for i in chosen], [len(texts[i].encode()) for i in chosen])
+    assert found["bytes"] == score.bytes and found["bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-6)
+
+
+def test_a_corpus_that_the_tokens_are_not_of_is_refused(options, tmp_path):
+    corpus = shutil.copytree(options.corpus, tmp_path / "corpus")
+    file = next((corpus / "train").glob("*.parquet"))
+    pq.write_table(pq.read_table(file)[1:], file)
+    with pytest.raises(UserError, match="tokens: not the tokens of .*corpus: .* documents and not .* in train"):
+        evaluate_release(replace(options, corpus=corpus, output=tmp_path / "some", only=["memorisation"]))
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_measured(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: PyTorch .* finds no GPU here; use --device cpu"):
+        evaluate_release(replace(options, device="cuda", output=tmp_path / "some", only=["beside"]))
+    assert not (tmp_path / "some").exists()
 
 
 def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(options, results, tmp_path):

@@ -34,6 +34,12 @@ def read_texts(path: Path) -> Iterator[list[str]]:
             yield [document_text(title, text) for title, text in zip(titles, texts, strict=True)]
 
 
+def read_kinds(path: Path) -> list[str]:
+    """The kinds of one corpus file's documents, such as "abstract", in their order."""
+    with _refusing_bad_files(path):
+        return pq.read_table(path, columns=["kind"]).column("kind").to_pylist()
+
+
 @contextmanager
 def _refusing_bad_files(path: Path) -> Iterator[None]:
     try:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from healthslm.models import accepts, choose_context
+from healthslm.models import accepts, by_device, choose_context
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def token_bits(
     model: PreTrainedModel,
     documents: Sequence[np.ndarray],
     context: int | None = None,
-    batch_tokens: int = 1024,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> list[np.ndarray]:
     """The bits that each token of each document costs under the model.
@@ -82,12 +82,14 @@ def token_bits(
         model: Any causal language model; it is left in the mode (training or not) in which it came.
         documents: Token ids of each, its separator first.
         context: Longest window in tokens; by default the model's own.
-        batch_tokens: Tokens of a forward pass, padding included. It changes memory and speed, not the result.
+        batch_tokens: Tokens of a forward pass, padding included: by default 1,024 on a CPU and 8,192 on a GPU. It
+            changes memory and speed, not the result.
 
     Returns:
         For each document (tokens - 1,), float64: of all its tokens but the separator.
     """
     context = choose_context(model, context)
+    batch_tokens = batch_tokens or by_device(model, cpu=1024, gpu=8192)
     pieces = sorted(
         windows([len(document) for document in documents], context),
         key=lambda piece: (piece.start - piece.end, piece.first_scored),

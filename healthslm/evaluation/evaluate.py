@@ -1,7 +1,7 @@
 """Evaluating a model on held-out documents."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +12,8 @@ from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import write_json
-from healthslm.models import choose_context, open_model
-from healthslm.options import CheckedOptions, PositiveInt, Range
+from healthslm.models import Device, choose_context, open_model
+from healthslm.options import CheckedOptions, Range
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
@@ -33,18 +33,20 @@ class EvaluationOptions(CheckedOptions):
     """Evaluate on the first so many documents; by default on all."""
     context: Annotated[int | None, Range(at_least=1)] = None
     """Window in tokens; by default the model's context."""
-    batch_tokens: PositiveInt = 1024
-    """Tokens of a forward pass: changes memory and speed, not the result."""
+    batch_tokens: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
+    """Tokens of a forward pass: changes memory and speed, not the result. By default 1,024 on a CPU, 8,192 on a GPU."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
 
 
 def evaluate(options: EvaluationOptions) -> None:
     """Measure loss, perplexity and bits per byte of a model on documents.
 
     Raises:
-        UserError: There is no such model, tokenizer or document.
+        UserError: There is no such model, tokenizer, document or device.
     """
     tokenizer = load_tokenizer(options.model)
-    model = open_model(options.model)
+    model = open_model(options.model, options.device)
     context = choose_context(model, options.context)
     texts = [
         document_text(row.get("title") or "", row["text"])

@@ -49,8 +49,8 @@ def draw_evaluation(results: Results, name: str) -> dict[str, Figure]:
     return {
         BITS_PER_BYTE: draw_contenders(results["held_out"], results["beside"]["models"], name),
         GROUPS: draw_groups(results["pubmed"]),
-        MINIMAL_PAIRS: draw_minimal_pairs(results["minimal_pairs"]["scores"]),
-        MEMORISATION: draw_memorisation(results["memorisation"]),
+        MINIMAL_PAIRS: draw_minimal_pairs(results["minimal_pairs"]),
+        MEMORISATION: draw_memorisation(results["memorisation"], results["held_out"]),
     }
 
 
@@ -77,11 +77,20 @@ def draw_groups(pubmed: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_minimal_pairs(scores: dict[str, dict[str, Any]]) -> Figure:
-    """Three bars for each kind of term: how often the true one is preferred, and by what else it might be."""
+def draw_minimal_pairs(minimal_pairs: dict[str, Any]) -> Figure:
+    """For both sets, three bars for each kind of term: how often the true one is preferred, and by what else it might
+    be."""
+    figure = Figure(figsize=(9, 7))
+    axes = figure.subplots(2, 1)
+    for ax, found, title in zip(axes, (minimal_pairs, minimal_pairs["harder"]), ("pairs", "harder pairs"), strict=True):
+        _draw_rates(ax, found["scores"])
+        ax.set(title=title, ylabel="pairs in which the true term wins")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_rates(ax: Axes, scores: dict[str, dict[str, Any]]) -> None:
     kinds = list(scores)
-    figure = Figure(figsize=(9, 4))
-    ax = figure.add_subplot(ylabel="pairs in which the true term wins")
     width = 0.8 / len(RATES)
     for number, ((rate, label), colour) in enumerate(zip(RATES.items(), COLOURS, strict=False)):
         shares = np.array([scores[kind][rate]["share"] for kind in kinds])
@@ -94,14 +103,17 @@ def draw_minimal_pairs(scores: dict[str, dict[str, Any]]) -> Figure:
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="y")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    return figure
 
 
-def draw_memorisation(memorisation: dict[str, dict[str, Any]]) -> Figure:
-    """For training and held-out documents, the share that the model goes on with as they do, by place."""
-    figure = Figure(figsize=(9, 4))
-    ax = figure.add_subplot(xlabel="token behind the 50 that the model was given", ylabel="documents that match there")
+def draw_memorisation(memorisation: dict[str, dict[str, Any]], held_out: dict[str, Any]) -> Figure:
+    """For training and held-out documents, the bits per byte of abstracts, and the share of documents that the model
+    goes on with as they do, by place."""
+    figure = Figure(figsize=(9, 6.5))
+    above, ax = figure.subplots(2, 1, height_ratios=(1, 2.2))
+    abstracts = {f"{name.replace('_', '-')} abstracts": found["abstracts"] for name, found in memorisation.items()}
+    _draw_dots(above, (abstracts | {held_out["data"]: held_out["model"]}).items(), highlighted="training abstracts")
+    above.set(xlabel="bits per byte")
+    ax.set(xlabel="token behind the 50 that the model was given", ylabel="documents that match there")
     for (name, found), colour, style in zip(memorisation.items(), (VERMILION, BLUE), ("-", "--"), strict=True):
         shares = found["matching_by_position"]
         label = f"{name.replace('_', '-')} documents: {found['documents']:,}"

@@ -30,6 +30,7 @@ from healthslm.corpus.signatures import ngram_hashes
 from healthslm.evaluation.intervals import mean
 from healthslm.evaluation.sentences import sentence_end
 from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
+from healthslm.models import by_device
 from healthslm.tokenization.encoding import encode_texts, separator_id
 
 MAX_DOCUMENT_TOKENS = 512
@@ -45,7 +46,7 @@ def generate_documents(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
     max_tokens: int = MAX_DOCUMENT_TOKENS,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[list[int]]:
@@ -53,12 +54,14 @@ def generate_documents(
 
     Args:
         max_tokens: A document that has not ended by then is left unfinished.
-        batch_size: Another one gives other documents of the same distribution, since all share one random stream.
+        batch_size: By default 32 on a CPU and 256 on a GPU. Another one gives other documents of the same distribution,
+            since all share one random stream; so does another device.
 
     Returns:
         The tokens of each document, without separators.
     """
     set_seed(seed)
+    batch_size = batch_size or by_device(model, cpu=32, gpu=256)
     sampling = {name: getattr(GenerationOptions, name) for name in ("temperature", "top_k", "top_p")}
     documents: list[list[int]] = []
     with tqdm(total=count, desc="generating", unit="document", disable=not progress) as bar:
@@ -123,7 +126,7 @@ def generate_titles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     abstracts: list[str],
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Ask for the title of each abstract, see the module's docstring; empty where the model wrote none.
@@ -131,8 +134,10 @@ def generate_titles(
     An abstract that leaves no room in the model's context is cut at its end.
 
     Args:
-        batch_size: Changes memory and speed, not the result: rows are padded on the left, and padding is masked.
+        batch_size: By default 16 on a CPU and 64 on a GPU. It changes memory and speed, not the result: rows are padded
+            on the left, and padding is masked.
     """
+    batch_size = batch_size or by_device(model, cpu=16, gpu=64)
     question = encode_texts(tokenizer, [TITLE_PROMPT])[0]
     room = model.config.max_position_embeddings - MAX_TITLE_TOKENS - len(question) - 1
     separator = separator_id(tokenizer)

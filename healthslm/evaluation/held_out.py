@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.bits_per_byte import token_bits
-from healthslm.models import open_model
+from healthslm.models import Device, open_model
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 FEWEST_DOCUMENTS = 20
@@ -54,7 +54,7 @@ def measure_held_out(
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[Document],
     context: int | None = None,
-    batch_tokens: int = 1024,
+    batch_tokens: int | None = None,
     resamples: int = RESAMPLES,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def measure_held_out(
 
     Args:
         context: Longest window in tokens; by default the model's own.
-        batch_tokens: Tokens of a forward pass.
+        batch_tokens: Tokens of a forward pass, as `document_bits` takes them.
 
     Returns:
         `documents`, `bytes`, `bits_per_byte` and `interval` (two numbers or None) of all documents, and the same in
@@ -106,13 +106,13 @@ def measure_held_out(
     return {
         "parameters": model.num_parameters(),
         "context": context,
-        **_figures(total, resamples),
+        **figures(_costs(total), resamples),
         "tokens": tokens,
         "nats_per_token": float(sum(costs.sum() for costs in bits) * np.log(2) / tokens),
         "restored_documents": sum(restored),
         "resamples": resamples,
-        "by_decade": {decade: _figures(by_decade[decade], resamples) for decade in sorted(by_decade)},
-        "by_section": {name: _figures(by_section[name], resamples) for name in SECTIONS if name in by_section},
+        "by_decade": {decade: figures(_costs(by_decade[decade]), resamples) for decade in sorted(by_decade)},
+        "by_section": {name: figures(_costs(by_section[name]), resamples) for name in SECTIONS if name in by_section},
     }
 
 
@@ -120,13 +120,22 @@ def _add(group: Costs, key: str | int, cost: np.ndarray) -> None:
     group[key] = group.get(key, 0) + cost
 
 
-def _figures(group: Costs, resamples: int) -> dict[str, Any]:
-    bits, sizes = np.array(list(group.values())).T
+def _costs(group: Costs) -> np.ndarray:
+    return np.array(list(group.values()))
+
+
+def figures(costs: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Bits per byte of documents of which (documents, 2) are the bits and the bytes, as in the module's docstring.
+
+    Returns:
+        `documents`, `bytes`, `bits_per_byte` and `interval` (two numbers or None).
+    """
+    bits, sizes = costs.T
     return {
-        "documents": len(group),
+        "documents": len(costs),
         "bytes": int(sizes.sum()),
         "bits_per_byte": float(bits.sum() / sizes.sum()),
-        "interval": list(bootstrap_interval(bits, sizes, resamples)) if len(group) >= FEWEST_DOCUMENTS else None,
+        "interval": list(bootstrap_interval(bits, sizes, resamples)) if len(costs) >= FEWEST_DOCUMENTS else None,
     }
 
 
@@ -189,7 +198,7 @@ def _section_name(section: Mapping[str, Any]) -> str:
 
 
 def measure_model(
-    name: str, documents: Sequence[Document], device: str | torch.device = "cpu", **settings: int | bool | None
+    name: str, documents: Sequence[Document], device: Device = "cpu", **settings: int | bool | None
 ) -> dict[str, Any]:
     """Measure the model of a folder or Hub name with its own tokenizer, as `measure_held_out` does.
 
@@ -198,10 +207,10 @@ def measure_model(
         `not_measured` with the reason.
     """
     try:
-        tokenizer, model = load_tokenizer(name), open_model(name)
+        tokenizer, model = load_tokenizer(name), open_model(name, device)
     except UserError as error:
         return {"not_measured": str(error)}
-    return measure_held_out(model.to(device), tokenizer, documents, **settings)
+    return measure_held_out(model, tokenizer, documents, **settings)
 
 
 def untrained_network(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

@@ -7,25 +7,25 @@ pubmed_ids.jsonl     these citations as ids and checksums: scripts/fetch_evaluat
 minimal_pairs.json   the true term against another one, in its sentence
 pubmedqa.json        PubMedQA's questions, and MedQA and MedMCQA where a hub is reached
 generation.json      what generated documents and titles are like
-memorisation.json    how much of a document the model goes on with word for word
+memorisation.json    bits per byte of training abstracts, and how much of a document it goes on with word for word
 footprint.json       size by precision, and speed
 
 Each holds, as `inputs`, what it was measured on by checksum: so a command that was stopped need not measure all again.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from healthslm.corpus.reader import read_texts, split_files
+from healthslm.corpus.reader import read_kinds, read_texts, split_files
 from healthslm.corpus.report import REPORT
 from healthslm.corpus.sources import Row, read_rows
 from healthslm.documents import document_text
@@ -39,11 +39,17 @@ from healthslm.evaluation.generation_quality import (
     score_titles,
 )
 from healthslm.evaluation.held_out import measure_held_out, measure_model, untrained_network, xz_bits_per_byte
-from healthslm.evaluation.memorisation import OPENING_TOKENS, choose_openings, continue_greedily, measure_matches
-from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs
+from healthslm.evaluation.memorisation import (
+    OPENING_TOKENS,
+    choose_openings,
+    continue_greedily,
+    measure_bits,
+    measure_matches,
+)
+from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs, similarities
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
-from healthslm.models import open_model
+from healthslm.models import Device, find_device, open_model
 from healthslm.options import CheckedOptions, PositiveInt
 from healthslm.release.training_report import report_training, tokens_seen
 from healthslm.tokenization.encoding import load_tokenizer, separator_id
@@ -73,6 +79,8 @@ class EvaluationData(CheckedOptions):
     show."""
     documents: PositiveInt = 500
     """Documents to generate, titles to ask for, and half of the documents to look for memorised text in."""
+    device: Device = "auto"
+    """Where to compute all but the speed of generation: auto takes a GPU if there is one."""
 
 
 @dataclass(kw_only=True)
@@ -92,6 +100,17 @@ class ReleaseEvaluationOptions(EvaluationData):
     """Keep what the folder of the results has of this model and this data, rather than measure it again."""
 
 
+class Tokenized(NamedTuple):
+    """Documents of the corpus."""
+
+    documents: list[np.ndarray]
+    """Token ids of each, its separator first."""
+    bytes: np.ndarray
+    """(documents,), of their texts in UTF-8."""
+    kinds: np.ndarray
+    """(documents,), such as "abstract"."""
+
+
 class Subject:
     """What is measured, and what with: opened when first asked for."""
 
@@ -100,7 +119,7 @@ class Subject:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        return open_model(self.options.model)
+        return open_model(self.options.model, self.options.device)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -130,9 +149,27 @@ class Subject:
         files = split_files(self.options.corpus, "train")
         return (text for path in tqdm(files, desc="training text") for texts in read_texts(path) for text in texts)
 
-    def documents_read(self, train: TokenizedSplit) -> np.ndarray:
-        """The documents whose opening the model has read, as far as is known, as numbers of the split's."""
+    def tokenized(self, splits: Sequence[str]) -> "Tokenized":
+        """The documents of some splits of the corpus, one after another.
+
+        Raises:
+            UserError: The tokens are not of the corpus, by the number of documents.
+        """
+        corpus, tokens = self.options.corpus, self.options.tokens
+        found = [TokenizedSplit(tokens, split) for split in splits]
+        kinds = [kind for split in splits for path in split_files(corpus, split) for kind in read_kinds(path)]
+        if len(kinds) != sum(map(len, found)):
+            raise UserError(
+                f"{tokens}: not the tokens of {corpus}: {sum(map(len, found)):,} documents and not {len(kinds):,} "
+                f"in {' and '.join(splits)}"
+            )
+        documents = [split.document(index) for split in found for index in range(len(split))]
+        return Tokenized(documents, np.concatenate([split.document_bytes for split in found]), np.array(kinds))
+
+    def documents_read(self) -> np.ndarray:
+        """The training documents whose opening the model has read, as far as is known, as numbers of the split's."""
         options = self.options
+        train = TokenizedSplit(options.tokens, "train")
         if options.training is None:
             return np.arange(len(train))
         report = report_training(options.training, Path(options.model), hardware="of no account here")
@@ -150,8 +187,9 @@ def evaluate_release(options: ReleaseEvaluationOptions) -> None:
     """Take the measures of a model, one after another, and write each as soon as it is taken.
 
     Raises:
-        UserError: There is no such model, data or measure.
+        UserError: There is no such model, data, measure or device.
     """
+    find_device(options.device)
     unknown = set(options.only) - set(MEASURES)
     if unknown:
         raise UserError(f"no measure {', '.join(sorted(unknown))}, only {', '.join(MEASURES)}")
@@ -187,7 +225,7 @@ def measure_others(subject: Subject) -> dict[str, Any]:
     return {
         "models": {
             name: {"training_tokens": tokens_seen(Path(source))}
-            | measure_model(source, subject.held_out, progress=True)
+            | measure_model(source, subject.held_out, subject.options.device, progress=True)
             for name, source in subject.options.beside.items()
         }
     }
@@ -201,15 +239,20 @@ def measure_pubmed(subject: Subject) -> dict[str, Any]:
 
 def measure_minimal_pairs(subject: Subject) -> dict[str, Any]:
     terms = read_terms()
-    counts = count_terms(subject.training_texts(), terms)
-    pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, seed=0)
-    scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
-    return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
+    counts, neighbours = count_terms(subject.training_texts(), terms)
+
+    def measure(similarity: np.ndarray | None = None) -> dict[str, Any]:
+        pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, similarity=similarity)
+        scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
+        return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
+
+    return measure() | {"harder": measure(similarities(terms, neighbours))}
 
 
 def measure_question_answering(subject: Subject) -> dict[str, Any]:
-    model = subject.options.model
-    return {"pubmedqa": measure_pubmedqa(model, subject.options.pubmedqa), **measure_hub_tasks(model)}
+    model, device = subject.options.model, subject.options.device
+    pubmedqa = measure_pubmedqa(model, subject.options.pubmedqa, device=device)
+    return {"pubmedqa": pubmedqa, **measure_hub_tasks(model, device=device)}
 
 
 def measure_generation(subject: Subject) -> dict[str, Any]:
@@ -229,17 +272,23 @@ def measure_generation(subject: Subject) -> dict[str, Any]:
 
 def measure_memorisation(subject: Subject) -> dict[str, Any]:
     """Held-out documents are those of the corpus's own two other splits, which come from the same sources."""
-    train, *others = (TokenizedSplit(subject.options.tokens, split) for split in ("train", "validation", "test"))
-    held_out = [split.document(index) for split in others for index in range(len(split))]
-    count, separator = 2 * subject.options.documents, separator_id(subject.tokenizer)
+    count, separator = subject.options.documents, separator_id(subject.tokenizer)
     found = {}
-    for name, document, numbers in (
-        ("training", train.document, subject.documents_read(train)),
-        ("held_out", held_out.__getitem__, np.arange(len(held_out))),
-    ):
-        openings = choose_openings(document, numbers, count)
+    for name, splits in (("training", ("train",)), ("held_out", ("validation", "test"))):
+        documents, sizes, kinds = subject.tokenized(splits)
+        numbers = subject.documents_read() if name == "training" else np.arange(len(documents))
+        abstracts = numbers[kinds[numbers] == "abstract"]
+        if not len(abstracts):
+            raise UserError(f"{subject.options.tokens}: no abstracts in {' and '.join(splits)} to measure on")
+        openings = choose_openings(documents.__getitem__, numbers, 2 * count)
         written = continue_greedily(subject.model, openings, separator, progress=True)
-        found[name] = {"chosen_from": len(numbers), **measure_matches(written, openings)}
+        found[name] = {
+            "chosen_from": len(numbers),
+            **measure_matches(written, openings),
+            "abstracts": measure_bits(
+                subject.model, [documents[number] for number in abstracts], sizes[abstracts], count, progress=True
+            ),
+        }
     return found
 
 

@@ -17,6 +17,13 @@ not mentioned anywhere in the document, by any name, and neither of which words 
 logarithm of the ratio of their counts in the training text, each plus one. Choices follow from hashes of a seed and the
 document: neither the order nor the number of the other documents changes a pair.
 
+In the **harder set** the other term also fits the subject of the sentence: whatever its length and frequency, it is the
+one whose neighbours in the training text are most like those of the true term. All else is the same: the documents,
+the mentions and the rules. The neighbours of a term are the words within `REACH` stretches between white space on
+either side of its mentions. Two terms are compared by the cosine of their positive pointwise mutual information with
+each word (Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A
+computational study").
+
 The model wins a pair where it gives the true text the higher probability: the sum of the log-probabilities of all
 tokens behind the separator, of which those in front of the term are the same for both. A tie counts half. Two figures
 stand beside this win rate: `without_context`, the same comparison of the two terms alone behind the separator, with
@@ -49,6 +56,9 @@ from healthslm.tokenization.encoding import encode_texts, separator_id
 KINDS = ("drugs", "diseases", "genes", "anatomy")
 NEAREST = 5
 """Other terms among which one is chosen."""
+REACH = 8
+VOCABULARY = 10_000
+"""The commonest neighbours, by which terms are compared."""
 
 _LISTS = Path(__file__).parent / "term_lists"
 _WORD = re.compile(r"[^\W_]+")
@@ -164,10 +174,53 @@ class TermFinder:
                     break
 
 
-def count_terms(texts: Iterable[str], terms: list[Term]) -> Counter[str]:
-    """How often each term's name stands in the training text."""
+class TermUse(NamedTuple):
+    """How the training text uses the terms, by their names."""
+
+    counts: Counter[str]
+    neighbours: dict[str, Counter[str]]
+    """How often each word stands near a term."""
+
+
+def count_terms(texts: Iterable[str], terms: list[Term]) -> TermUse:
+    """Count how often each term's name stands in the training text, and next to which words, in lower case."""
     finder = TermFinder(terms)
-    return Counter(mention.term.name for text in texts for mention in finder.find(text))
+    use = TermUse(Counter(), defaultdict(Counter))
+    for text in texts:
+        for mention in finder.find(text):
+            before = text[: mention.start].rsplit(maxsplit=REACH)[-REACH:]
+            after = text[mention.end :].split(maxsplit=REACH)[:REACH]
+            use.counts[mention.term.name] += 1
+            use.neighbours[mention.term.name].update(_WORD.findall(" ".join(before + after).lower()))
+    return use
+
+
+def similarities(terms: list[Term], neighbours: dict[str, Counter[str]]) -> np.ndarray:
+    """How similar the neighbours of terms are, from 0 to 1, see the module's docstring.
+
+    Args:
+        neighbours: As `count_terms` returned them.
+
+    Returns:
+        (terms, terms), float64; 0 for a term that does not stand in the training text.
+    """
+    total: Counter[str] = Counter()
+    for words in neighbours.values():
+        total.update(words)
+    commonest = sorted(total, key=lambda word: (-total[word], word))[:VOCABULARY]
+    columns = {word: column for column, word in enumerate(commonest)}
+    counts = np.zeros((len(terms), len(columns)))
+    for row, term in enumerate(terms):
+        for word, count in neighbours.get(term.name, {}).items():
+            if word in columns:
+                counts[row, columns[word]] = count
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(counts.sum(), 1)
+    # Where a word stands near a term less often than by chance, or never, the information counts as 0.
+    information = np.log2(np.divide(counts, expected, out=np.ones_like(counts), where=counts > expected))
+    lengths = np.linalg.norm(information, axis=1, keepdims=True)
+    directions = information / np.where(lengths > 0, lengths, 1)
+    # Rounded, so that equal ones are equal whatever the order of the sums.
+    return (directions @ directions.T).round(6)
 
 
 def build_pairs(
@@ -176,6 +229,7 @@ def build_pairs(
     counts: Counter[str],
     tokenizer: PreTrainedTokenizerBase,
     seed: int = 0,
+    similarity: np.ndarray | None = None,
 ) -> list[Pair]:
     """Build the pairs of held-out documents, see the module's docstring.
 
@@ -183,12 +237,17 @@ def build_pairs(
         documents: Rows of a corpus, of which `title` and `text` are read.
         counts: What `count_terms` returned.
         tokenizer: Measures the lengths of terms. Models of any tokenizer may be compared on the same pairs.
+        similarity: (terms, terms), as `similarities` returned it, for the harder set.
     """
     finder = TermFinder(terms)
     tokens = {
         term.name: len(ids)
         for term, ids in zip(terms, encode_texts(tokenizer, [f" {term.name}" for term in terms]), strict=True)
     }
+    places = {term.name: place for place, term in enumerate(terms)}
+
+    def likeness(one: Term, other: Term) -> float:
+        return 0 if similarity is None else similarity[places[one.name], places[other.name]]
 
     def distance(one: Term, other: Term) -> float:
         ratio = (counts[one.name] + 1) / (counts[other.name] + 1)
@@ -196,9 +255,9 @@ def build_pairs(
 
     @cache
     def others(term: Term) -> list[Term]:
-        """Those that may stand in its place, the nearest first."""
+        """Those that may stand in its place, the most similar first, and of equally similar ones the nearest."""
         candidates = [other for other in terms if other.kind == term.kind and not _includes(term, other)]
-        return sorted(candidates, key=lambda other: (distance(term, other), other.name))
+        return sorted(candidates, key=lambda other: (-likeness(term, other), distance(term, other), other.name))
 
     pairs = []
     for row in documents:
@@ -214,7 +273,7 @@ def build_pairs(
             if mention is None:
                 continue
             absent = (other for other in others(mention.term) if not other.mentions.search(text))
-            nearest = list(islice(absent, NEAREST))
+            nearest = list(islice(absent, NEAREST if similarity is None else 1))
             if nearest:
                 pairs.append(_pair(document, text, mention, nearest[hash_key(key) % len(nearest)], counts))
     return pairs
@@ -238,13 +297,13 @@ def score_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[Pair],
-    batch_tokens: int = 1024,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """How often a model prefers the true term, see the module's docstring.
 
     Args:
-        batch_tokens: Tokens of a forward pass, padding included. It changes memory and speed, not the result.
+        batch_tokens: Tokens of a forward pass, as `document_bits` takes them.
 
     Returns:
         For "all" and each kind of which there are pairs: their number, `same_tokens`, the share of them whose terms

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from healthslm.corpus.sources import read_rows
 from healthslm.errors import UserError
 from healthslm.evaluation.intervals import share
-from healthslm.models import REPOSITORY, open_model
+from healthslm.models import REPOSITORY, Device, by_device, open_model
 from healthslm.tokenization.encoding import load_tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ PUBMEDQA_DECISIONS = ("yes", "no", "maybe")
 HUB_TASKS = {"medqa_4options": "medqa", "medmcqa": "medmcqa"}
 """The harness's tasks whose questions come from the Hub, and its folders that define them."""
 
-BATCH_SIZE = 4  # prompts of a forward pass: their logits over 32,000 tokens, held twice, are up to a gigabyte
 RESAMPLES = 10_000
 
 
@@ -57,38 +55,44 @@ class Answers:
         return counts
 
 
-def measure_pubmedqa(model_source: str | Path, file: Path, limit: int | None = None) -> dict[str, Any]:
+def measure_pubmedqa(
+    model_source: str | Path, file: Path, limit: int | None = None, device: Device = "cpu"
+) -> dict[str, Any]:
     """Ask a model the questions of PubMedQA (Jin et al., EMNLP 2019), each behind its abstract without conclusion.
 
     Args:
         model_source: Folder or Hub name of a causal language model, with its tokenizer.
         file: JSON Lines with QUESTION, CONTEXTS and final_decision, such as the 500 of the official test split.
         limit: Ask the first so many questions; by default all.
+        device: Where the model computes.
 
     Returns:
         What `summarise` gives.
 
     Raises:
-        UserError: There is no such model or file, or a row of the file is no question of PubMedQA.
+        UserError: There is no such model, device or file, or a row of the file is no question of PubMedQA.
     """
     _check_pubmedqa(file)
-    return summarise(ask(open_for_harness(model_source), pubmedqa_task(file), limit))
+    return summarise(ask(open_for_harness(model_source, device), pubmedqa_task(file), limit))
 
 
-def measure_hub_tasks(model_source: str | Path, limit: int | None = None) -> dict[str, dict[str, Any]]:
+def measure_hub_tasks(
+    model_source: str | Path, limit: int | None = None, device: Device = "cpu"
+) -> dict[str, dict[str, Any]]:
     """Ask a model the questions of MedQA (4 options) and MedMCQA, where a hub is reached that has them.
 
     Args:
         model_source: Folder or Hub name of a causal language model, with its tokenizer.
         limit: Ask the first so many questions of each; by default all.
+        device: Where the model computes.
 
     Returns:
         By the harness's name of the task, what `summarise` gives, or `{"not_reached": reason}`.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model or device.
     """
-    model = open_for_harness(model_source)
+    model = open_for_harness(model_source, device)
     results: dict[str, dict[str, Any]] = {}
     for name in HUB_TASKS:
         try:
@@ -123,19 +127,19 @@ def hub_task(name: str) -> "TaskDict":
     return lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False).load(name)
 
 
-def open_for_harness(model_source: str | Path) -> "HFLM":
-    """Open a model, in fp32, as the harness wants it, on the GPU where there is one.
+def open_for_harness(model_source: str | Path, device: Device = "cpu") -> "HFLM":
+    """Open a model, in fp32, as the harness wants it.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model or device.
     """
     from lm_eval.models.huggingface import HFLM
 
     # It warns that the model comes opened, and once for each option of a truncated prompt, which `ask` counts.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(str(model_source))
-    return HFLM(pretrained=open_model(model_source).to(device), tokenizer=tokenizer, batch_size=BATCH_SIZE)
+    model, tokenizer = open_model(model_source, device), load_tokenizer(str(model_source))
+    # Logits over 32,000 tokens, held twice, are up to a quarter of a gigabyte a prompt.
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=by_device(model, cpu=4, gpu=16))
 
 
 def ask(model: "HFLM", task: "TaskDict", limit: int | None = None) -> Answers:

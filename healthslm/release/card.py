@@ -80,12 +80,14 @@ def insert_section(readme: str, section: str, results: list[EvalResult]) -> str:
 def evaluation_results(results: Results) -> list[EvalResult]:
     """The main figures as the Hub's model-index has them, with their intervals of 95%."""
     held_out, pubmed = results["held_out"], results["pubmed"]
-    pairs, pubmedqa = results["minimal_pairs"]["scores"]["all"], results["pubmedqa"]["pubmedqa"]
+    pairs, harder = (found["scores"]["all"] for found in (results["minimal_pairs"], results["minimal_pairs"]["harder"]))
+    pubmedqa = results["pubmedqa"]["pubmedqa"]
     bits, accuracy = ("bits_per_byte", "bits per byte"), ("accuracy", "accuracy")
     rows = [
         ("text-generation", f"held-out abstracts ({held_out['data']})", bits, held_out["model"]),
         ("text-generation", "held-out PubMed citations", bits, pubmed),
         ("text-generation", "minimal pairs of biomedical terms", ("accuracy", "win rate"), pairs["win_rate"]),
+        ("text-generation", "harder minimal pairs", ("accuracy", "win rate"), harder["win_rate"]),
         ("question-answering", "PubMedQA", accuracy, pubmedqa["accuracy"]),
         ("question-answering", "PubMedQA", ("f1", "macro-F1"), pubmedqa["macro_f1"]),
     ]
