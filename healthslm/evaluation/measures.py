@@ -136,10 +136,11 @@ class Subject:
     def inputs(self, measure: str) -> dict[str, Any]:
         """What a measure depends on, by checksum."""
         options = self.options
+        if measure == "beside":
+            models = {name: _weights(source) for name, source in options.beside.items()}
+            return {options.held_out.name: file_sha256(options.held_out)} | models
         files = (options.corpus / REPORT, options.tokens / INFO_FILE, options.held_out, options.pubmedqa)
         inputs = {path.name: file_sha256(path) for path in files} | {"documents": options.documents}
-        if measure == "beside":
-            return inputs | {name: _weights(source) for name, source in options.beside.items()}
         inputs["model"] = _weights(options.model)
         if measure == "memorisation" and options.training is not None:
             inputs |= {name: file_sha256(options.training / name) for name in (CONFIG_FILE, METRICS_FILE)}
@@ -221,14 +222,21 @@ def measure_abstracts(subject: Subject) -> dict[str, Any]:
 
 
 def measure_others(subject: Subject) -> dict[str, Any]:
-    """Each with the tokens that it was trained on, where the folder of its run tells them."""
-    return {
-        "models": {
-            name: {"training_tokens": tokens_seen(Path(source))}
-            | measure_model(source, subject.held_out, subject.options.device, progress=True)
-            for name, source in subject.options.beside.items()
-        }
-    }
+    """Each with the tokens that it was trained on, where the folder of its run tells them.
+
+    A model that can't be opened keeps what the results' folder has of it on the same abstracts.
+    """
+    path, held_out = subject.options.output / "beside.json", subject.options.held_out
+    earlier = read_json(path) if path.is_file() else {"inputs": {}}
+    is_same = earlier["inputs"].get(held_out.name) == file_sha256(held_out)
+    models = {}
+    for name, source in subject.options.beside.items():
+        found = measure_model(source, subject.held_out, subject.options.device, progress=True)
+        if "not_measured" in found and is_same and name in earlier["models"]:
+            models[name] = earlier["models"][name]
+        else:
+            models[name] = {"training_tokens": tokens_seen(Path(source))} | found
+    return {"models": models}
 
 
 def measure_pubmed(subject: Subject) -> dict[str, Any]:
