@@ -62,7 +62,7 @@ from healthslm.training.attention import fit_attention  # noqa: E402
 from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches  # noqa: E402
 from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed  # noqa: E402
 from healthslm.training.packing import PackedRows  # noqa: E402
-from healthslm.training.precision import bf16_autocast  # noqa: E402
+from healthslm.training.precision import computes_in_bf16  # noqa: E402
 from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
 
 Result = TypeVar("Result")
@@ -357,7 +357,7 @@ def benchmark(options: BenchmarkOptions) -> None:
             raise UserError(f"{name} {getattr(options, name)} must be at least 1")
     # Trainer would share the rows out among all the GPUs it sees.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-    if not bf16_autocast(torch.device("cuda" if on_gpu() else "cpu"))._enabled:
+    if not computes_in_bf16(torch.device("cuda" if on_gpu() else "cpu")):
         raise UserError("this machine does not compute in bf16: there is nothing to compare")
     rounds: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
     peak = 0.0

@@ -2,16 +2,28 @@
 
 import pytest
 import torch
+import varlen_on_cpu  # noqa: F401
 from networks import network, random_ids
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from healthslm.training.attention import PACKED_DOCUMENTS, packed_documents_attention
+from healthslm.training import attention
+from healthslm.training.attention import (
+    PACKED_DOCUMENTS,
+    VARLEN,
+    document_bounds,
+    fit_attention,
+    packed_documents_attention,
+)
 
 ROWS, LENGTH = 2, 20
 # Documents of one row: they end at the row's end, one of them is a single token.
 POSITIONS = torch.tensor([[*range(7), 0, *range(12)], [*range(20)]])
-BOUNDS = torch.tensor([0, 7, 8, 20, 40], dtype=torch.int32)
+BOUNDS = {
+    PACKED_DOCUMENTS: torch.tensor([0, 7, 8, 20, 40]),
+    VARLEN: torch.tensor([0, 7, 8, 20, 40, 40, 40], dtype=torch.int32),
+}
 
 
 def gpt2() -> PreTrainedModel:
@@ -28,6 +40,11 @@ def model(request) -> PreTrainedModel:
     return request.param()
 
 
+@pytest.fixture(params=BOUNDS)
+def implementation(request) -> str:
+    return request.param
+
+
 def logits_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model.zero_grad()
     logits = model(random_ids(ROWS, LENGTH), use_cache=False, **arguments).logits
@@ -35,35 +52,85 @@ def logits_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Ten
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_documents_are_attended_to_as_a_mask_over_the_row_has_it(model):
+def test_documents_are_attended_to_as_a_mask_over_the_row_has_it(model, implementation):
     masked = logits_and_gradients(model, position_ids=POSITIONS)
-    model.set_attn_implementation(PACKED_DOCUMENTS)
-    assert_close(logits_and_gradients(model, position_ids=POSITIONS, cu_seq_lens_q=BOUNDS), masked)
+    model.set_attn_implementation(implementation)
+    bounds = BOUNDS[implementation]
+    assert_close(logits_and_gradients(model, position_ids=POSITIONS, cu_seq_lens_q=bounds), masked)
 
 
-def test_each_document_has_the_logits_that_it_has_alone(model):
-    model.set_attn_implementation(PACKED_DOCUMENTS)
-    ids = random_ids(ROWS, LENGTH)
-    packed = model(ids, position_ids=POSITIONS, cu_seq_lens_q=BOUNDS, use_cache=False).logits.flatten(0, 1)
+def test_each_document_has_the_logits_that_it_has_alone(model, implementation):
+    model.set_attn_implementation(implementation)
+    ids, bounds = random_ids(ROWS, LENGTH), BOUNDS[implementation]
+    packed = model(ids, position_ids=POSITIONS, cu_seq_lens_q=bounds, use_cache=False).logits.flatten(0, 1)
     model.set_attn_implementation("eager")
-    for start, end in zip(BOUNDS[:-1], BOUNDS[1:], strict=True):
+    bounds = bounds.unique()
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         assert_close(packed[start:end], model(ids.flatten()[None, start:end]).logits[0])
 
 
-def test_without_bounds_rows_are_attended_to_as_by_pytorch(model):
+def test_without_bounds_rows_are_attended_to_as_by_pytorch(model, implementation):
     plain = model(random_ids(ROWS, LENGTH)).logits
-    model.set_attn_implementation(PACKED_DOCUMENTS)
+    model.set_attn_implementation(implementation)
     assert_close(model(random_ids(ROWS, LENGTH)).logits, plain)
 
 
-def test_under_autocast_products_are_of_its_type(model):
-    model.set_attn_implementation(PACKED_DOCUMENTS)
-    arguments = {"position_ids": POSITIONS, "cu_seq_lens_q": BOUNDS, "use_cache": False}
+def test_under_autocast_products_are_of_its_type(model, implementation):
+    model.set_attn_implementation(implementation)
+    arguments = {"position_ids": POSITIONS, "cu_seq_lens_q": BOUNDS[implementation], "use_cache": False}
     exact = model(random_ids(ROWS, LENGTH), **arguments).logits
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(random_ids(ROWS, LENGTH), **arguments).logits
     assert rounded.dtype == torch.bfloat16
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
+
+
+def test_bounds_of_documents_are_where_positions_are_zero():
+    positions = torch.tensor([[0, 1, 2, 0], [0, 0, 1, 2]])
+    assert document_bounds(positions, "sdpa") is None
+    assert document_bounds(positions, PACKED_DOCUMENTS).tolist() == [0, 3, 4, 5, 8]
+    assert document_bounds(positions, VARLEN).tolist() == [0, 3, 4, 5, 8]
+
+
+def test_for_a_gpu_bounds_are_as_many_as_a_multiple_of_one_for_every_128_tokens():
+    positions = (torch.arange(512) % 100)[None].expand(2, -1)  # 12 documents in 1,024 tokens
+    bounds = document_bounds(positions, VARLEN)
+    assert bounds.dtype == torch.int32 and len(bounds) - 1 == 16
+    assert bounds[:13].tolist() == [*range(0, 512, 100), *range(512, 1024, 100), 1024]
+    assert bounds[13:].tolist() == [1024] * 4
+
+
+def test_batches_of_other_documents_take_no_other_compilation():
+    model = network("healthslm", num_hidden_layers=1)
+    model.set_attn_implementation(VARLEN)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, dynamic=False, fullgraph=True)
+    for length in (20, 7, 50):
+        positions = (torch.arange(256) % length)[None]
+        bounds = document_bounds(positions, VARLEN)
+        bounds = torch.cat([bounds, bounds[-1:].expand(40 - len(bounds))])
+        compiled(random_ids(1, 256), position_ids=positions, cu_seq_lens_q=bounds, use_cache=False)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [(False, PACKED_DOCUMENTS), (True, "sdpa")])
+def test_on_a_cpu_a_model_attends_document_by_document_unless_it_is_compiled(compiled, expected):
+    model = network("healthslm")
+    fit_attention(model, torch.device("cpu"), compiled)
+    assert model.config._attn_implementation == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "has_bf16", "expected"),
+    [(lambda: network("healthslm"), True, VARLEN), (lambda: network("healthslm"), False, "sdpa"), (gpt2, True, "sdpa")],
+    ids=["a GPU with bf16", "one without", "a model with attention dropout"],
+)
+def test_on_a_gpu_it_takes_flash_attention_where_that_computes_the_same(monkeypatch, make, has_bf16, expected):
+    monkeypatch.setattr(attention, "computes_in_bf16", lambda device: has_bf16)
+    model = make()
+    fit_attention(model, torch.device("cuda"), compiled=True)
+    assert model.config._attn_implementation == expected
 
 
 def test_dropout_falls_on_the_weights_in_training_alone():

@@ -83,17 +83,26 @@ def test_an_output_projection_that_is_no_plain_one_is_refused():
         model(LABELS, labels=LABELS, skip_logits=True)
 
 
-@pytest.mark.parametrize("backend", ("eager", "aot_eager"))
-def test_it_compiles_into_one_graph(backend):
-    model = network("healthslm").train()
-    plain = loss_and_gradients(model, input_ids=LABELS, labels=LABELS, skip_logits=True)
+@pytest.mark.parametrize("autocast", (False, True), ids=("fp32", "bf16"))
+@pytest.mark.parametrize("checkpointing", (False, True), ids=("plain", "checkpointing"))
+@pytest.mark.parametrize("backend", ("eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)))
+def test_compiled_gradients_equal_eager_ones(backend, checkpointing, autocast):
+    """By parameter. PyTorch 2.11 compiles away the gradients of what is computed in memory that chunks share."""
+    model = network("healthslm", num_hidden_layers=1).train()
+    arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "skip_logits": True, "use_cache": False}
+    plain = loss_and_gradients(model, **arguments)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = torch.compile(model, backend=backend, dynamic=False, fullgraph=not checkpointing)
     model.zero_grad()
-    loss = compiled(input_ids=LABELS, labels=LABELS, skip_logits=True, use_cache=False).loss
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = compiled(**arguments).loss
     loss.backward()
-    assert_close(loss.detach(), plain[0])
-    assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, plain[1])
+    assert_close(loss.detach(), plain[0], rtol=1e-2 if autocast else 1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        error = (parameter.grad - plain[1][name]).norm() / plain[1][name].norm()
+        assert error < (0.05 if autocast else 1e-5), name
 
 
 def test_frozen_network_still_trains_the_output_projection():
@@ -151,14 +160,3 @@ def test_packed_documents_and_padding_are_kept_apart_in_it():
         "attention_mask": torch.ones_like(LABELS),
     }
     assert_close(loss_and_gradients(model, **batch, skip_logits=True), loss_and_gradients(model, **batch))
-
-
-def test_it_compiles_without_a_break():
-    model = network("healthslm", num_hidden_layers=1).train()
-    arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)}
-    plain = loss_and_gradients(model, **arguments)
-    model.zero_grad()
-    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(skip_logits=True, **arguments).loss
-    loss.backward()
-    assert_close(loss.detach(), plain[0])
-    assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, plain[1])

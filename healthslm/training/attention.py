@@ -13,7 +13,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from healthslm.training.precision import bf16_autocast
+from healthslm.training.precision import computes_in_bf16
 
 PACKED_DOCUMENTS = "packed_documents"
 VARLEN = "packed_documents_varlen"
@@ -30,7 +30,7 @@ def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) 
     """
     if device.type == "cpu" and not compiled:
         model.set_attn_implementation(PACKED_DOCUMENTS)
-    elif device.type == "cuda" and bf16_autocast(device)._enabled and not _has_attention_dropout(model):
+    elif device.type == "cuda" and computes_in_bf16(device) and not _has_attention_dropout(model):
         model.set_attn_implementation(VARLEN)
 
 

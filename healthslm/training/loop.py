@@ -54,7 +54,7 @@ from healthslm.training.metrics import RunMetrics, is_spike
 from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed
 from healthslm.training.packing import PackedRows
 from healthslm.training.plan import fit_micro_batch, plan_run
-from healthslm.training.precision import bf16_autocast
+from healthslm.training.precision import bf16_autocast, computes_in_bf16
 from healthslm.training.recipe import (
     PretrainOptions,
     check_unchanged,
@@ -111,6 +111,11 @@ def pretrain(options: PretrainOptions) -> None:
     schedule = make_schedule(options, context, accelerator.num_processes)
     if is_main:
         warn_of_many_passes(schedule, train.num_tokens)
+        if accelerator.device.type == "cuda" and not computes_in_bf16(accelerator.device):
+            name = torch.cuda.get_device_name(accelerator.device)
+            logger.warning(
+                "warning: %s does not compute in bf16: training in fp32, which is several times slower", name
+            )
 
     # Optimizers, and where to begin
     bare_optimizers = make_optimizers(bare_model, **optimizer_settings(options))
@@ -309,7 +314,7 @@ def description(
     accelerator: Accelerator, model: PreTrainedModel, rows: PackedRows, schedule: Schedule, first_update: int
 ) -> str:
     tokens = schedule.tokens_before(len(schedule))
-    precision = "bf16" if bf16_autocast(accelerator.device)._enabled else "fp32"
+    precision = "bf16" if computes_in_bf16(accelerator.device) else "fp32"
     return (
         f"{model.config.model_type}, {model.num_parameters():,} parameters, on {accelerator.num_processes} x "
         f"{accelerator.device.type} in {precision}: {tokens:,} tokens in {len(schedule):,} updates, "

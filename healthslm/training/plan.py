@@ -19,7 +19,7 @@ from healthslm.models import accepts, choose_context, make_model
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.attention import document_bounds, fit_attention
 from healthslm.training.optimization import find_embeddings, make_optimizers
-from healthslm.training.precision import bf16_autocast
+from healthslm.training.precision import bf16_autocast, computes_in_bf16
 from healthslm.training.recipe import (
     PretrainOptions,
     compiles,
@@ -179,7 +179,7 @@ def memory_by_part(
     with _LiveBytes(fake_mode) as live, autocast:
         fake.base_model.register_forward_hook(lambda *_: after_decoder.append(live.now))
         fake(**batch).loss.backward()
-    copies = 2 * _hidden_matrix_weights(fake) if autocast._enabled else 0
+    copies = 2 * _hidden_matrix_weights(fake) if computes_in_bf16(device) else 0
     parts = {name: sum(p.nbytes for p in fake.parameters()) for name in ("weights", "gradients")}
     for optimizer in optimizers:
         moments = (moment for state in optimizer.state.values() for moment in state.values())

@@ -3,10 +3,13 @@
 import torch
 
 
-def bf16_autocast(device: torch.device) -> torch.autocast:
-    """Matrix products in bf16 where the machine computes in it, and not where it would only imitate it."""
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 here: a machine may also only imitate them."""
     if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def bf16_autocast(device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 where the machine computes in it, in fp32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device))
