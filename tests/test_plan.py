@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import varlen_on_cpu  # noqa: F401
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from command_line import parse
 from healthslm.models import accepts, make_model
-from healthslm.training.attention import PACKED_DOCUMENTS
+from healthslm.training import plan as planning
+from healthslm.training.attention import PACKED_DOCUMENTS, VARLEN, document_bounds
 from healthslm.training.optimization import make_optimizers
-from healthslm.training.plan import describe_plan, flops_per_token, memory_by_part
+from healthslm.training.plan import describe_plan, fit_micro_batch, flops_per_token, memory_by_part
 from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import PretrainOptions, make_schedule
 
@@ -58,8 +60,9 @@ def micro_batch(model: PreTrainedModel, attention: str = "sdpa", documents: int 
     batch |= {"position_ids": torch.arange(length).repeat(ROWS, documents), "use_cache": False}
     if accepts(model, "skip_logits"):
         batch["skip_logits"] = True
-    if attention == PACKED_DOCUMENTS:
-        batch["cu_seq_lens_q"] = torch.arange(0, ROWS * CONTEXT + 1, length)
+    bounds = document_bounds(batch["position_ids"], attention)
+    if bounds is not None:
+        batch["cu_seq_lens_q"] = bounds
     return batch
 
 
@@ -143,7 +146,7 @@ def test_weights_gradients_and_moments_are_those_of_a_real_step(shape, muon_lear
 
 
 @BOTH
-@FULLEST
+@pytest.mark.parametrize(("attention", "documents"), [("sdpa", 2), (PACKED_DOCUMENTS, 1), (VARLEN, 1)])
 def test_activations_are_what_autograd_saves_for_the_backward_pass(shape, attention, documents, precision):
     model = on_cpu(shape, attention)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -181,6 +184,30 @@ def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, att
     memory = memory_by_part(on_meta(shape, attention), make_options(shape), CONTEXT, CPU)
     planned = memory["bf16 copies"] + memory["activations"] + memory["logits and temporaries"]
     assert planned == pytest.approx(peak, rel=0.03)
+
+
+@pytest.mark.parametrize("gigabytes", [0.02, 0.05, 1.0])
+def test_micro_batches_are_the_largest_that_fit_into_the_free_memory_of_a_gpu(monkeypatch, gigabytes):
+    free = int(gigabytes * 10**9)
+    monkeypatch.setattr(planning, "free_memory", lambda device: free)
+    options = make_options(HEALTHSLM, micro_batch_rows=None, batch_tokens=2 * 24 * CONTEXT)
+    model = on_meta(HEALTHSLM, VARLEN)
+
+    def memory(rows: int) -> int:
+        chosen = make_options(HEALTHSLM, micro_batch_rows=rows)
+        return sum(memory_by_part(model, chosen, CONTEXT, CPU).values())
+
+    fitting = [rows for rows in (1, 2, 3, 4, 6, 8, 12, 24) if memory(rows) <= 0.8 * free]
+    assert fit_micro_batch(model, options, CONTEXT, 2, CPU) == max(fitting)
+    assert gigabytes < 1.0 or max(fitting) == 24
+
+
+def test_on_a_cpu_micro_batches_are_of_eight_sequences_at_most_and_divide_a_step():
+    for sequences, expected in ((64, 8), (12, 6), (7, 7), (22, 2)):
+        options = make_options(HEALTHSLM, micro_batch_rows=None, batch_tokens=sequences * CONTEXT)
+        assert fit_micro_batch(on_meta(HEALTHSLM), options, CONTEXT, 1, CPU) == expected
+    asked_for = make_options(HEALTHSLM, micro_batch_rows=32, batch_tokens=64 * CONTEXT)
+    assert fit_micro_batch(on_meta(HEALTHSLM), asked_for, CONTEXT, 1, CPU) == 32
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(sample_folders, run_script, tmp_path):

@@ -139,6 +139,21 @@ def test_a_resumed_run_ends_with_the_bytes_of_one_that_never_stopped(options, pr
     assert without_speed[0] == without_speed[1]
 
 
+def test_a_device_that_is_an_update_ahead_of_its_notes_ends_with_the_same_bytes(options, tmp_path, monkeypatch):
+    """As a GPU is."""
+    in_step, ahead = tmp_path / "in step", tmp_path / "ahead"
+    changes = {"muon_learning_rate": 5e-3, "save_every": 3, "evaluate_every": 5, "keep_checkpoints": 9}
+    pretrain(options(in_step, **changes))
+    monkeypatch.setattr(loop, "updates_ahead", lambda device: 1)
+    pretrain(options(ahead, **changes))
+    for step in (3, 6, 8):
+        for name in ("model.safetensors", "optimizer.safetensors", "training_state.json"):
+            file = f"checkpoints/step-{step}/{name}"
+            assert (ahead / file).read_bytes() == (in_step / file).read_bytes()
+    noted = [[(r["update"], r.get("loss")) for r in read_metrics(run)] for run in (in_step, ahead)]
+    assert noted[0] == noted[1]
+
+
 def test_a_run_may_be_resumed_on_its_last_checkpoint(finished_run, options, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

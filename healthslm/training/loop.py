@@ -113,9 +113,7 @@ def pretrain(options: PretrainOptions) -> None:
         warn_of_many_passes(schedule, train.num_tokens)
         if accelerator.device.type == "cuda" and not computes_in_bf16(accelerator.device):
             name = torch.cuda.get_device_name(accelerator.device)
-            logger.warning(
-                "warning: %s does not compute in bf16: training in fp32, which is several times slower", name
-            )
+            logger.warning("warning: %s does not compute in bf16: training in fp32, which is slower", name)
 
     # Optimizers, and where to begin
     bare_optimizers = make_optimizers(bare_model, **optimizer_settings(options))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from healthslm.models import accepts, choose_context, make_model
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.attention import document_bounds, fit_attention
+from healthslm.training.attention import PACKED_DOCUMENTS, document_bounds, fit_attention
 from healthslm.training.optimization import find_embeddings, make_optimizers
 from healthslm.training.precision import bf16_autocast, computes_in_bf16
 from healthslm.training.recipe import (
@@ -56,22 +56,24 @@ def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> 
 def fit_micro_batch(
     model: PreTrainedModel, options: PretrainOptions, context: int, processes: int, device: torch.device
 ) -> int:
-    """Rows that a process computes at once: as many as asked for, or as fit into its GPU's memory (at most 8 on a CPU).
-
-    Rows take equal memory, so that what more of them take follows from what one and two do.
-    """
+    """Rows that a process computes at once: as many as asked for, or as fit into its GPU's memory (8 on a CPU)."""
     if options.micro_batch_rows is not None:
         return options.micro_batch_rows
-    rows = options.batch_tokens // (context * processes)
-    fitting = min(rows, 8)
-    if device.type == "cuda":
-        one, two = (
-            sum(memory_by_part(model, replace(options, micro_batch_rows=count), context, device).values())
-            for count in (1, 2)
-        )
-        room = FREE_MEMORY_USED * torch.cuda.mem_get_info(device)[0]
-        fitting = max(1 + int((room - one) / (two - one)), 1)
-    return max(count for count in range(1, rows + 1) if rows % count == 0 and count <= fitting)
+    rows, free = options.batch_tokens // (context * processes), free_memory(device)
+
+    def fits(count: int) -> bool:
+        if free is None:
+            return count <= 8
+        parts = memory_by_part(model, replace(options, micro_batch_rows=count), context, device)
+        return sum(parts.values()) <= FREE_MEMORY_USED * free
+
+    counts = (count for count in range(rows, 1, -1) if rows % count == 0)
+    return next((count for count in counts if fits(count)), 1)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's own memory that are free; None for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def describe_plan(
@@ -172,10 +174,12 @@ def memory_by_part(
     batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
     if accepts(fake, "skip_logits"):
         batch["skip_logits"] = True
-    bounds = document_bounds(torch.arange(context).expand(rows, -1), fake.config._attn_implementation)
+    attention = fake.config._attn_implementation
+    bounds = document_bounds(torch.arange(context).expand(rows, -1), attention)
     if bounds is not None:
-        on_device = device.type != "cpu"  # where one document after another is computed, by bounds that have values
-        batch["cu_seq_lens_q"] = fake_mode.from_tensor(bounds.to(device)) if on_device else bounds
+        # One document after another is computed by bounds that have values.
+        is_fake = attention != PACKED_DOCUMENTS
+        batch["cu_seq_lens_q"] = fake_mode.from_tensor(bounds.to(device)) if is_fake else bounds
     with _LiveBytes(fake_mode) as live, autocast:
         fake.base_model.register_forward_hook(lambda *_: after_decoder.append(live.now))
         fake(**batch).loss.backward()
