@@ -71,6 +71,25 @@ def test_order_changes_nothing(model, documents):
     np.testing.assert_allclose(shuffled, document_bits(model, documents)[order], rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_processes", [2, 3, 50])
+def test_processes_share_the_windows_and_take_as_many_forward_passes(model, documents, num_processes):
+    passes: list[int] = []
+
+    def bits(**place: int) -> np.ndarray:
+        passes.append(0)
+        return document_bits(model, documents, batch_tokens=CONTEXT, **place)
+
+    def count(*_) -> None:
+        passes[-1] += 1
+
+    hook = model.register_forward_hook(count)
+    alone = bits()
+    shares = [bits(process_index=index, num_processes=num_processes) for index in range(num_processes)]
+    hook.remove()
+    np.testing.assert_allclose(sum(shares), alone, rtol=1e-5)
+    assert passes[1:] == [math.ceil(passes[0] / num_processes)] * num_processes
+
+
 @pytest.mark.parametrize("context", [1, 2, 7, 16])
 def test_windows_score_every_token_once_with_at_least_half_a_context(context):
     for length in range(1, 70):

@@ -75,6 +75,8 @@ def token_bits(
     context: int | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
+    process_index: int = 0,
+    num_processes: int = 1,
 ) -> list[np.ndarray]:
     """The bits that each token of each document costs under the model.
 
@@ -84,6 +86,8 @@ def token_bits(
         context: Longest window in tokens; by default the model's own.
         batch_tokens: Tokens of a forward pass, padding included: by default 1,024 on a CPU and 8,192 on a GPU. It
             changes memory and speed, not the result.
+        process_index: Which of `num_processes` this is. They share the windows, and each leaves zeros for those of the
+            others: the sum over processes is the result. All take as many forward passes, as FSDP needs it.
 
     Returns:
         For each document (tokens - 1,), float64: of all its tokens but the separator.
@@ -94,18 +98,23 @@ def token_bits(
         windows([len(document) for document in documents], context),
         key=lambda piece: (piece.start - piece.end, piece.first_scored),
     )
+    batches = []
+    while pieces:
+        count = max(batch_tokens // (pieces[0].end - pieces[0].start), 1)
+        batches.append(pieces[:count])
+        pieces = pieces[count:]
     bits = [np.zeros(len(document) - 1) for document in documents]
     was_training = model.training
     model.eval()
-    with tqdm(total=len(pieces), desc="evaluating", unit="window", disable=not progress) as bar:
-        while pieces:
-            width = pieces[0].end - pieces[0].start
-            batch, pieces = pieces[: max(batch_tokens // width, 1)], pieces[max(batch_tokens // width, 1) :]
-            first = min(piece.first_scored for piece in batch)
-            for piece, piece_bits in zip(batch, _window_bits(model, documents, batch, first, width), strict=True):
+    for turn in tqdm(range(0, len(batches), num_processes), desc="evaluating", unit="batch", disable=not progress):
+        number = turn + process_index
+        batch = batches[min(number, len(batches) - 1)]
+        first, width = min(piece.first_scored for piece in batch), batch[0].end - batch[0].start
+        found = _window_bits(model, documents, batch, first, width)
+        for piece, piece_bits in zip(batch, found, strict=True):
+            if number < len(batches):  # else there is none left for this process, which only keeps step with the others
                 scored = slice(piece.first_scored - first, piece.end - piece.start - first)
                 bits[piece.document][piece.start + first : piece.end][scored] = piece_bits[scored]
-            bar.update(len(batch))
     model.train(was_training)
     return bits
 

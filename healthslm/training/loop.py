@@ -17,11 +17,11 @@ import shlex
 import time
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -153,9 +153,16 @@ def pretrain(options: PretrainOptions) -> None:
         """Score the model on validation documents, and keep it if it is the best so far."""
         documents = [validation.document(i) for i in range(min(options.evaluation_documents, len(validation)))]
         with bf16_autocast(accelerator.device):
-            score = score_documents(bare_model, documents, validation.document_bytes[: len(documents)], context=context)
-        broadcast_object_list(found := [score])  # of one mind, where rounding differs from device to device
-        score = found[0]
+            score = score_documents(
+                bare_model,
+                documents,
+                validation.document_bytes[: len(documents)],
+                context=context,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+        bits = accelerator.reduce(torch.tensor(score.bits, dtype=torch.float64, device=accelerator.device), "sum")
+        score = replace(score, bits=bits.item())
         is_best = score.bits_per_byte < state["best_bits_per_byte"]
         if is_best:
             state["best_bits_per_byte"] = score.bits_per_byte
