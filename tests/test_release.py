@@ -27,7 +27,7 @@ from healthslm.errors import UserError
 from healthslm.evaluation.figures import FIGURES, TRAINING
 from healthslm.evaluation.measures import MEASURES
 from healthslm.release import release as release_module
-from healthslm.release.card import BEGIN, END, insert_section
+from healthslm.release.card import BEGIN, END, insert_section, templates
 from healthslm.release.release import ReleaseOptions, check_improvement, publish_all, release
 from healthslm.release.training_report import TrainingReport, report_training
 from healthslm.training.hardware import describe_hardware
@@ -262,8 +262,33 @@ def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released)
         memorised = read_json(released / "results/memorisation.json")
         assert all(f"{memorised[split]['matching_tokens']['mean']:.1%} (" in text for split in ("training", "held_out"))
         bits = [memorised[split]["abstracts"]["bits_per_byte"] for split in ("training", "held_out")]
-        assert all(f"| {found:.4f} |" in text for found in bits)
-        assert f"take {1 - bits[0] / bits[1]:.1%} fewer bits per byte" in " ".join(text.split())
+        assert all(f"| {found:.4f} |" in text for found in bits) and "too few documents to tell" in text
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            (0.75, [0.7, 0.79]),
+            "has memorized part of its training text**: abstracts that it was trained on take 6.2% fewer",
+        ),
+        ((0.75, [0.7, 0.81]), "overlap, so this metric shows no memorization"),
+        ((0.9, [0.85, 0.95]), "overlap, so this metric shows no memorization"),
+        ((0.75, None), "too few documents to tell"),
+    ],
+)
+def test_the_card_says_plainly_whether_the_model_has_memorized_its_text(training, message):
+    def measured(bits: float, interval: list[float] | None) -> dict[str, Any]:
+        return {"documents": 500, "chosen_from": 900, "bits_per_byte": bits, "interval": interval}
+
+    memorisation = {
+        "training": {"abstracts": measured(*training)},
+        "held_out": {"abstracts": measured(0.8, [0.795, 0.86])},
+    }
+    held_out = {"data": "abstracts.jsonl", "model": measured(0.81, [0.8, 0.82])}
+    table = templates().get_template("tables.jinja").module.memorized(memorisation, held_out)
+    assert message in table and table.count("**") in (0, 2)
+    assert f"| training documents | 500 of 900 | {training[0]:.4f} |" in table
 
 
 def test_tables_have_as_many_cells_in_each_row(released):

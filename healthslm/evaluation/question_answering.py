@@ -137,7 +137,7 @@ def open_for_harness(model_source: str | Path, device: Device = "cpu") -> "HFLM"
 
     # It warns that the model comes opened, and once for each option of a truncated prompt, which `ask` counts.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-    model, tokenizer = open_model(model_source, device), load_tokenizer(str(model_source))
+    tokenizer, model = load_tokenizer(str(model_source)), open_model(model_source, device)
     # Logits over 32,000 tokens, held twice, are up to a quarter of a gigabyte a prompt.
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=by_device(model, cpu=4, gpu=16))
 

@@ -137,6 +137,11 @@ def _context(release: Release) -> dict[str, Any]:
 
 
 def _fill(template: str, context: dict[str, Any]) -> str:
+    return templates().get_template(template).render(context)
+
+
+def templates() -> jinja2.Environment:
+    """The templates of the pages and tables, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("healthslm.release"),
         undefined=jinja2.StrictUndefined,  # a figure that is missing is an error, not a gap
@@ -150,7 +155,7 @@ def _fill(template: str, context: dict[str, Any]) -> str:
         "percent": "{:.1%}".format,
         "interval": _interval,
     }
-    return environment.get_template(template).render(context)
+    return environment
 
 
 def _interval(ends: list[float] | None, form: str) -> str:
