@@ -1,6 +1,7 @@
 """Every recipe: its options are known, and its network has the size that its name promises."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluation.yaml"})
 PARAMETERS = {
     "healthslm-15m": 15_276_288,
+    "healthslm-15m-cpu": 15_276_288,
     "adamw": 15_276_288,
     "healthslm-55m": 54_776_448,
     "healthslm-135m": 135_255_744,
@@ -40,7 +42,7 @@ def test_a_recipe_is_read_and_its_batches_come_out_even(recipe):
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name.startswith("healthslm-")])
 def test_a_size_in_a_name_is_the_network_s_within_two_percent(name):
-    millions = int(name.removeprefix("healthslm-").removesuffix("m"))
+    millions = int(re.fullmatch(r"healthslm-(\d+)m(-cpu)?", name)[1])
     options = parse(PretrainOptions, ["--recipe", str(CONFIGS / f"{name}.yaml")])
     with torch.device("meta"):
         model = make_model(options.model)

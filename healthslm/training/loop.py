@@ -204,7 +204,7 @@ def pretrain(options: PretrainOptions) -> None:
         if is_main:
             positions, learning_rate_factor = schedule.positions(update), schedule.learning_rate_factor(update)
             tokens, now = len(positions) * context, time.perf_counter()
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}")
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate_factor * options.learning_rate:.1e}", refresh=False)
             figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate_factor": learning_rate_factor}
             figures["tokens_per_second"] = tokens / (now - finished_at)
             finished_at = now
