@@ -3,7 +3,7 @@
     python benchmarks/training.py --tokens tokens
 
 All four train the same network from the same weights on the same rows of packed documents, on one GPU or else on the
-CPU, with AdamW, matrix products in bf16 and weights in fp32:
+CPU, with AdamW, matrix products in bf16 (fp32 where the processor has no bf16) and weights in fp32:
 
     ours      the loop of scripts/pretrain.py: per-document attention and a loss in chunks, compiled where it is
     Trainer   transformers.Trainer on LlamaForCausalLM, with nothing logged, saved or evaluated
@@ -16,7 +16,7 @@ the row and so learns from one token fewer of each row; beyond that the losses m
 an update. Each contender runs in a process of its own, all in turn in every round, and the table is in Markdown:
 
     tokens/s            median over the rounds, and the slowest and fastest one, the first step left out
-    of the peak         floating-point operations a second, over those of the machine's best matrix product in bf16
+    of the peak         floating-point operations a second, over those of the machine's best matrix product
     memory              the most held at once above imports and weights: gradients, AdamW's moments, activations
     first step          seconds, the longest of all rounds: with a cold cache, so that compilation is in it
 """
@@ -158,6 +158,10 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def in_bf16() -> bool:
+    return computes_in_bf16(torch.device("cuda" if on_gpu() else "cpu"))
+
+
 def our_network(options: BenchmarkOptions) -> PreTrainedModel:
     torch.manual_seed(0)
     return make_model({"model_type": "healthslm"} | options.model)
@@ -242,7 +246,7 @@ def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:
             max_steps=options.steps + 1,
             per_device_train_batch_size=options.rows,
             train_sampling_strategy="sequential",
-            bf16=True,
+            bf16=in_bf16(),
             use_cpu=not on_gpu(),
             optim="adamw_torch_fused",
             learning_rate=RECIPE.learning_rate,
@@ -275,7 +279,7 @@ def train_plainly(options: BenchmarkOptions, meter: Meter, compiled: bool) -> fl
     for step in range(options.steps + 1):
         batch = llama_batch(options, rows, step)
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16()):
             loss = network(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
@@ -300,9 +304,9 @@ def measure(name: str, options: BenchmarkOptions) -> Measurement:
 
 
 def matrix_peak() -> float:
-    """Floating-point operations a second of a large matrix product in bf16: the best of ten."""
+    """Floating-point operations a second of a large matrix product of the type that training computes in: best of ten."""
     size, device = (8192, "cuda") if on_gpu() else (4096, "cpu")
-    left, right = torch.randn(2, size, size, dtype=torch.bfloat16, device=device)
+    left, right = torch.randn(2, size, size, dtype=torch.bfloat16 if in_bf16() else torch.float32, device=device)
     seconds = []
     for _ in range(10):
         started = time.perf_counter()
@@ -331,7 +335,8 @@ def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
         f"{'random documents' if options.tokens is None else 'the corpus'}, on {place}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}. A token takes {operations / 1e6:.1f} MFLOP: 6 x {weights:,} weights "
         f"of matrices, the output projection's included, and 12 x {config.num_hidden_layers} layers x {width} x "
-        f"{keys:.1f} positions of its document that it attends to. The best matrix product in bf16 reaches "
+        f"{keys:.1f} positions of its document that it attends to. The best matrix product in "
+        f"{'bf16' if in_bf16() else 'fp32'} reaches "
         f"{peak / 1e12:.3f} TFLOP/s."
     )
 
@@ -349,16 +354,13 @@ def benchmark(options: BenchmarkOptions) -> None:
     """Measure all contenders and print the table.
 
     Raises:
-        UserError: A number is less than one, the corpus does not fit the model, the machine does not compute in bf16,
-            or a contender's process was killed.
+        UserError: A number is less than one, the corpus does not fit the model, or a contender's process was killed.
     """
     for name in ("rows", "context", "steps", "rounds"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} {getattr(options, name)} must be at least 1")
     # Trainer would share the rows out among all the GPUs it sees.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-    if not computes_in_bf16(torch.device("cuda" if on_gpu() else "cpu")):
-        raise UserError("this machine does not compute in bf16: there is nothing to compare")
     rounds: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
     peak = 0.0
     with tempfile.TemporaryDirectory() as cache, tqdm(total=options.rounds * len(CONTENDERS)) as bar:

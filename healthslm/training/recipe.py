@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +39,7 @@ class PretrainOptions(CheckedOptions):
     """Tokens to train on; the last update may go beyond by less than batch_tokens."""
     batch_tokens: PositiveInt = 65_536
     """Tokens of an update, over all processes."""
-    micro_batch_rows: Annotated[int | None, Range(at_least=1)] = None
+    micro_batch_rows: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
     """Rows of one context that a process computes at once; more need more memory and change no result. By default as
     many as fit into a GPU's memory, and at most 8 on a CPU."""
     context: Annotated[int | None, Range(at_least=1)] = None
