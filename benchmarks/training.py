@@ -304,7 +304,7 @@ def measure(name: str, options: BenchmarkOptions) -> Measurement:
 
 
 def matrix_peak() -> float:
-    """Floating-point operations a second of a large matrix product of the type that training computes in: best of ten."""
+    """Floating-point operations a second of a large matrix product of the type that training takes: the best of ten."""
     size, device = (8192, "cuda") if on_gpu() else (4096, "cpu")
     left, right = torch.randn(2, size, size, dtype=torch.bfloat16 if in_bf16() else torch.float32, device=device)
     seconds = []

@@ -57,7 +57,7 @@ def test_muon_moves_a_matrix_along_the_orthogonal_factor_of_its_gradient():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_takes_the_steps_of_pytorchs_which_takes_one_matrix_at_a_time(nesterov):
+def test_muon_takes_the_steps_of_pytorchs_which_takes_one_matrix_at_a_time(nesterov, precision):
     """Wide, tall and square matrices, of which there are several of a shape; one has no gradient in the second step."""
     shapes = [(16, 48), (16, 48), (48, 16), (32, 32), (32, 32), (16, 48)]
     settings = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
