@@ -226,7 +226,7 @@ def test_input_and_held_out_files_are_listed_with_their_checksums_under_the_name
 
 def test_a_source_that_has_the_name_of_its_file_gets_the_name_given(sample_folders, tmp_path):
     (tmp_path / "renamed.txt").write_text(english("plain", 30), encoding="utf-8")
-    train_alone = {"validation_fraction": 0, "test_fraction": 0}
+    train_alone = {"validation_fraction": 0, "test_fraction": 0, "workers": 1}
     build_corpus(CorpusOptions(output=tmp_path / "corpus", sources=[str(tmp_path / "renamed.txt")], **train_alone))
     options = DataCardOptions(tmp_path / "corpus", tmp_path / "card", names={"renamed": "original.txt"})
     describe_corpus(options)

@@ -345,12 +345,12 @@ def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options
     assert (root / "results/footprint.json").read_bytes() == measured
 
 
-def test_a_model_that_is_no_better_is_refused_in_a_line_that_names_both_figures(inputs, released_copy, run_script):
+def test_a_model_that_is_no_better_is_refused_in_a_line_that_names_both_figures(inputs, released_copy, run_script_here):
     before = checksums(released_copy)
     bits = read_json(released_copy / "results/held_out.json")["model"]["bits_per_byte"]
     files = {"corpus": inputs.folders.corpus, "tokens": inputs.folders.tokens, **inputs.files}
     arguments = [argument for name, path in files.items() for argument in (f"--{name.replace('_', '-')}", path)]
-    done = run_script("release", inputs.run, *arguments, "--root", released_copy, "--hardware", "a test machine")
+    done = run_script_here("release", inputs.run, *arguments, "--root", released_copy, "--hardware", "a test machine")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"error: not released: {bits:.4f} bits per byte on abstracts.jsonl; the released model has {bits:.4f}, "

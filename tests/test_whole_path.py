@@ -150,7 +150,7 @@ def test_the_path_from_ncbis_server_to_tokens_loses_and_invents_nothing(name, tm
         numbers = range(3, 6) if name == "small real files" else range(1, 6)
         given = real_input(tmp_path, request.getfixturevalue("test_data"), numbers)
     root = tmp_path / "home"
-    run_all_stages(given, root, run_script)
+    run_all_stages(given, root, run_script, workers=2 if name == "all real files" else 1)
 
     assert_that_the_files_arrived(given.served, root / "pubmed")
     files = {path.name.removesuffix(".xml.gz"): read_xml(path) for path in sorted(root.glob("pubmed/*/*.xml.gz"))}
@@ -160,7 +160,9 @@ def test_the_path_from_ncbis_server_to_tokens_loses_and_invents_nothing(name, tm
     assert_that_tokens_spell_the_corpus(root)
 
 
-def run_all_stages(given: Input, root: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def run_all_stages(
+    given: Input, root: Path, run_script: Callable[..., subprocess.CompletedProcess[str]], workers: int
+) -> None:
     def run(script: str, *arguments: object) -> str:
         done = run_script(script, *arguments, env={"NO_PROXY": "127.0.0.1"})
         assert done.returncode == 0, done.stderr
@@ -180,9 +182,10 @@ def run_all_stages(given: Input, root: Path, run_script: Callable[..., subproces
     corpus, tokenizer, tokens = root / "corpus", root / "tokenizer", root / "tokens"
     arguments = ["--pubmed", root / "pubmed", "--sources", given.other_text, "--held-out", *given.held_out]
     arguments += ["--validation-fraction", 0.05, "--test-fraction", 0.05, "--write-removed"]
-    run("build_corpus", *arguments, "--output", corpus)
+    run("build_corpus", *arguments, "--output", corpus, "--workers", workers)
     run("train_tokenizer", "--corpus", corpus, "--output", tokenizer, "--vocab-size", given.vocab_size)
-    run("tokenize_corpus", "--corpus", corpus, "--tokenizer", tokenizer, "--output", tokens)
+    arguments = ["--corpus", corpus, "--tokenizer", tokenizer, "--workers", workers]
+    run("tokenize_corpus", *arguments, "--output", tokens)
 
 
 def assert_that_the_files_arrived(served: Path, pubmed: Path) -> None:
