@@ -107,7 +107,8 @@ class Training:
                 return
             assert self.process.poll() is None, self.stderr
             time.sleep(0.002)
-        raise AssertionError("waited in vain")
+        self.process.kill()
+        raise AssertionError(f"waited in vain: {self.stderr}")
 
     def wait_for_update(self, update: int) -> None:
         self.wait_until(lambda: any(record["update"] >= update for record in read_metrics(self.output)))
