@@ -67,7 +67,7 @@ from healthslm.training.recipe import PretrainOptions, compiles, optimizer_setti
 
 Result = TypeVar("Result")
 
-RECIPE = PretrainOptions(model="", tokens=Path(), output=Path(), max_tokens=0)
+RECIPE = PretrainOptions(model="", tokens=Path(), output=Path(), max_tokens=1)
 """Where all contenders have learning rate, betas, weight decay and clipping from: the defaults of pretraining."""
 
 SHAPE = (
