@@ -179,9 +179,11 @@ class Subject:
 
 
 def _weights(model: str) -> str:
-    """The checksum of a folder's weights; what is on the Hub is known by its name."""
+    """The checksum of a folder's weights; a model on the Hub is known by its name, a missing folder by its last part."""
     path = Path(model) / SAFE_WEIGHTS_NAME
-    return file_sha256(path) if path.is_file() else model
+    if path.is_file():
+        return file_sha256(path)
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def evaluate_release(options: ReleaseEvaluationOptions) -> None:
