@@ -179,11 +179,11 @@ class Subject:
 
 
 def _weights(model: str) -> str:
-    """The checksum of a folder's weights; a model on the Hub is known by its name, a missing folder by its last part."""
+    """The checksum of a folder's weights; a model on the Hub is known by its name, a missing folder by its last two."""
     path = Path(model) / SAFE_WEIGHTS_NAME
     if path.is_file():
         return file_sha256(path)
-    return Path(model).name if Path(model).is_absolute() else model
+    return "/".join(Path(model).parts[-2:])
 
 
 def evaluate_release(options: ReleaseEvaluationOptions) -> None:
