@@ -19,6 +19,19 @@ SHORTENED = {
 """Options added to the README's own, so that they finish within minutes on the sample."""
 
 
+STAGES = [
+    "download_pubmed",
+    "build_corpus",
+    "describe_corpus",
+    "train_tokenizer",
+    "tokenize_corpus",
+    "pretrain",
+    "evaluate",
+    "generate",
+]
+"""The scripts that the README leads through, in order."""
+
+
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -54,12 +67,13 @@ def publish_sample(repository: Path, folder: Path) -> None:
 @pytest.mark.slow
 def test_the_readme_leads_from_ncbi_to_text_and_a_model_to_use(copy_of_repository, tmp_path):
     readme = (copy_of_repository / "README.md").read_text(encoding="utf-8")
-    commands = [line for block in blocks(readme, "bash") for line in block.splitlines() if line.startswith("python ")]
-    assert len(commands) == 9
+    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
+    commands = [line.split("  #")[0] for line in lines if line.startswith("python ")]
+    stages = [re.search(r"scripts/(\w+)\.py", command)[1] for command in commands]
+    assert list(dict.fromkeys(stages)) == STAGES
     publish_sample(copy_of_repository, tmp_path / "served")
     with serving(tmp_path / "served") as server:
-        for command in commands:
-            stage = re.search(r"scripts/(\w+)\.py", command)[1]
+        for stage, command in zip(stages, commands, strict=True):
             more = f"--base-url {server.base_url}" if stage == "download_pubmed" else SHORTENED.get(stage, "")
             printed = run(["bash", "-c", f"{command} {more}"], copy_of_repository)
     assert "Vitamin D and the risk of" in printed
