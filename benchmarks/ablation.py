@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 from command_line import run  # noqa: E402
 from healthslm.errors import UserError  # noqa: E402
 from healthslm.files import replacing, write_json  # noqa: E402
-from healthslm.training.metrics import read_metrics  # noqa: E402
+from healthslm.training.run_folder import read_metrics  # noqa: E402
 
 
 @dataclass
@@ -94,18 +94,18 @@ def tabulate(options: AblationOptions, grid: dict[str, Any]) -> None:
         scores = [end["validation_bits_per_byte"] for end in ends if end is not None]
         if scores:
             shown = {key: value for key, value in changes.items() if key != "seeds"}
-            updates = next(end["update"] for end in ends if end is not None)
+            steps = next(end["step"] for end in ends if end is not None)
             results.append(
                 {
                     "variant": name,
                     "changes": shown,
                     "tokens": recipe["max_tokens"],
-                    "updates": updates,
+                    "steps": steps,
                     "scores": scores,
                 }
             )
     lines = [
-        "| variant | differs by | tokens | updates | bits per byte | spread |",
+        "| variant | differs by | tokens | steps | bits per byte | spread |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
@@ -113,7 +113,7 @@ def tabulate(options: AblationOptions, grid: dict[str, Any]) -> None:
         scores = result["scores"]
         spread = f"{statistics.stdev(scores):.4f} ({len(scores)} seeds)" if len(scores) > 1 else ""
         lines.append(
-            f"| {result['variant']} | {changes} | {result['tokens']:,} | {result['updates']:,} | "
+            f"| {result['variant']} | {changes} | {result['tokens']:,} | {result['steps']:,} | "
             f"{statistics.fmean(scores):.4f} | {spread} |"
         )
     write_json(options.output / "results.json", results)

@@ -1,24 +1,24 @@
-"""How fast our training loop is, and what memory it takes, beside Hugging Face's Trainer and two plain PyTorch loops:
+"""Compare the speed and memory of our training loop with Hugging Face's Trainer and two plain PyTorch loops:
 
     python benchmarks/training.py --tokens tokens
 
-All four train the same network from the same weights on the same rows of packed documents, on one GPU or else on the
-CPU, with AdamW, matrix products in bf16 (fp32 where the processor has no bf16) and weights in fp32:
+All four train the same model from the same weights on the same sequences of packed documents, on one GPU or on the
+CPU, with AdamW, matrix products in bf16 (fp32 on processors without bf16) and weights in fp32:
 
-    ours      the loop of scripts/pretrain.py: per-document attention and a loss in chunks, compiled where it is
-    Trainer   transformers.Trainer on LlamaForCausalLM, with nothing logged, saved or evaluated
-    compiled  a plain loop over LlamaForCausalLM, with torch.compile, which needs a C++ compiler on a CPU
-    eager     the same without
+    ours      the steps of scripts/pretrain.py: attention within documents, a chunked loss, compiled on a GPU
+    Trainer   transformers.Trainer on LlamaForCausalLM, without logging, saving and evaluation
+    compiled  a plain loop over LlamaForCausalLM with torch.compile, which needs a C++ compiler on a CPU
+    eager     the same loop without torch.compile
 
-To the three others a row is `input_ids`, `labels` and `position_ids` that restart with every document. By these Llama
-masks the documents from one another, as it uses no cache, which is Trainer's default too. Llama shifts labels within
-the row and so learns from one token fewer of each row; beyond that the losses must agree. A step is one micro-batch and
-an update. Each contender runs in a process of its own, all in turn in every round, and the table is in Markdown:
+The other three get `input_ids`, `labels` and `position_ids` that restart at every document. Llama masks documents from
+each other by them if it uses no cache, which is Trainer's default too. Llama shifts labels within a sequence, so it
+learns from one token fewer per sequence; otherwise the losses must agree. A step has one micro-batch. Each contender
+runs in its own process, all of them in every round. The columns of the table, which is in Markdown:
 
-    tokens/s            median over the rounds, and the slowest and fastest one, the first step left out
-    of the peak         floating-point operations a second, over those of the machine's best matrix product
-    memory              the most held at once above imports and weights: gradients, AdamW's moments, activations
-    first step          seconds, the longest of all rounds: with a cold cache, so that compilation is in it
+    tokens/s            median over the rounds with the slowest and the fastest, without the first step
+    of the peak         floating-point operations per second, divided by those of the best matrix product
+    memory              peak above imports and weights: gradients, AdamW's moments, activations
+    first step          seconds, the maximum over the rounds, with a cold cache and so with compilation
 """
 
 import os
@@ -58,12 +58,12 @@ from command_line import run  # noqa: E402
 from healthslm.errors import UserError  # noqa: E402
 from healthslm.models import make_model  # noqa: E402
 from healthslm.tokenization.tokens import TokenizedSplit  # noqa: E402
-from healthslm.training.attention import fit_attention  # noqa: E402
-from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches  # noqa: E402
-from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed  # noqa: E402
-from healthslm.training.packing import PackedRows  # noqa: E402
+from healthslm.training.gradients import micro_batches  # noqa: E402
+from healthslm.training.learner import Learner, Outcome  # noqa: E402
+from healthslm.training.options import PretrainOptions  # noqa: E402
+from healthslm.training.packing import PackedSequences  # noqa: E402
 from healthslm.training.precision import computes_in_bf16  # noqa: E402
-from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
+from healthslm.training.recipe import compiles, optimizer_settings  # noqa: E402
 
 Result = TypeVar("Result")
 
@@ -74,7 +74,7 @@ SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
 )  # fmt: skip
-"""What makes a Llama the same network."""
+"""The configuration that makes a Llama the same model."""
 
 
 @dataclass
@@ -84,11 +84,11 @@ class BenchmarkOptions:
     tokens: Path | None = None
     """Folder of a tokenised corpus; without one, random tokens in documents as long as PubMed's."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What differs from the released network: {"num_hidden_layers": 2}."""
-    rows: int = 8
-    """Rows of a step."""
+    """Overrides of the released model's configuration: {"num_hidden_layers": 2}."""
+    sequences: int = 8
+    """Sequences of a step."""
     context: int = 1_024
-    """Tokens of a row."""
+    """Tokens of a sequence."""
     steps: int = 4
     """Steps of a round that are timed, after a first one that is not."""
     rounds: int = 3
@@ -147,7 +147,7 @@ class Meter:
 
     def measurement(self, loss: float) -> Measurement:
         started, first, *_, last = self.marks
-        tokens = self.options.steps * self.options.rows * self.options.context
+        tokens = self.options.steps * self.options.sequences * self.options.context
         most = (
             torch.cuda.max_memory_allocated() if on_gpu() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
@@ -162,70 +162,58 @@ def in_bf16() -> bool:
     return computes_in_bf16(torch.device("cuda" if on_gpu() else "cpu"))
 
 
-def our_network(options: BenchmarkOptions) -> PreTrainedModel:
+def our_model(options: BenchmarkOptions) -> PreTrainedModel:
     torch.manual_seed(0)
     return make_model({"model_type": "healthslm"} | options.model)
 
 
 def llama(options: BenchmarkOptions) -> LlamaForCausalLM:
-    """The same network with the same weights."""
-    ours = our_network(options)
+    """The same model with the same weights, as a LlamaForCausalLM."""
+    ours = our_model(options)
     model = LlamaForCausalLM(LlamaConfig(**{name: getattr(ours.config, name) for name in SHAPE}))
     model.load_state_dict(ours.state_dict())
     return model
 
 
-def packed_rows(options: BenchmarkOptions, vocab_size: int) -> PackedRows:
+def packed_sequences(options: BenchmarkOptions, vocab_size: int) -> PackedSequences:
     if options.tokens is None:
-        tokens = (options.steps + 1) * options.rows * options.context + 1
-        return PackedRows(RandomDocuments(tokens, vocab_size), options.context, seed=0)
+        tokens = (options.steps + 1) * options.sequences * options.context + 1
+        return PackedSequences(RandomDocuments(tokens, vocab_size), options.context, seed=0)
     split = TokenizedSplit(options.tokens, "train")
     if split.vocab_size > vocab_size:
         raise UserError(f"{options.tokens}: tokens of {split.vocab_size} entries, the model has only {vocab_size}")
-    return PackedRows(split, options.context, seed=0)
+    return PackedSequences(split, options.context, seed=0)
 
 
-def step_positions(options: BenchmarkOptions, step: int) -> range:
-    return range(step * options.rows, (step + 1) * options.rows)
+def step_indices(options: BenchmarkOptions, step: int) -> range:
+    return range(step * options.sequences, (step + 1) * options.sequences)
 
 
-def llama_batch(options: BenchmarkOptions, rows: PackedRows, step: int) -> dict[str, torch.Tensor]:
-    """The rows of a step as one gives them to Transformers: (rows, context) each, labels not yet shifted."""
-    batch = {name: torch.from_numpy(array) for name, array in rows.batch(step_positions(options, step)).items()}
+def llama_batch(options: BenchmarkOptions, sequences: PackedSequences, step: int) -> dict[str, torch.Tensor]:
+    """The sequences of a step for Transformers: (sequences, context) each, with labels not yet shifted."""
+    batch = {name: torch.from_numpy(array) for name, array in sequences.batch(step_indices(options, step)).items()}
     return batch | {"labels": batch["input_ids"]}
 
 
 def train_ours(options: BenchmarkOptions, meter: Meter) -> float:
-    """The update of `healthslm.training.loop.pretrain`. Returns the mean loss, as the others do."""
+    """The steps of `healthslm.training.loop.train`. Returns the mean loss, as the others do."""
     accelerator = Accelerator(cpu=not on_gpu())
-    bare_model = our_network(options)
-    bare_optimizers = make_optimizers(bare_model, **optimizer_settings(RECIPE))
-    model, *optimizers = accelerator.prepare(bare_model, *bare_optimizers)
-    compiled = compiles(RECIPE, accelerator.device)
-    fit_attention(bare_model, accelerator.device, compiled)
-    graphs = compiled and on_gpu()
-    network = torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None) if compiled else model
-    if graphs:
-        for parameter in bare_model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-    rows = packed_rows(options, bare_model.config.vocab_size)
-    set_learning_rates(bare_optimizers, 1.0)
-
-    steps = (step_positions(options, step) for step in range(options.steps + 1))
-    outcomes = []
+    learner = Learner(
+        accelerator,
+        our_model(options),
+        compiled=compiles(RECIPE, accelerator.device),
+        max_grad_norm=RECIPE.max_grad_norm,
+        settings=optimizer_settings(RECIPE),
+    )
+    sequences = packed_sequences(options, learner.unwrapped_model.config.vocab_size)
+    steps = (step_indices(options, step) for step in range(options.steps + 1))
+    outcomes: list[Outcome] = []
     meter.begin()
-    for batches in micro_batches(accelerator, bare_model, rows, steps, options.rows):
-        loss = accumulate_gradients(accelerator, network, batches)
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
-        outcomes.append(agree(accelerator, loss, grad_norm, stopping=False))
-        skip_failed(bare_optimizers, has_failed(outcomes[-1]))
-        for optimizer in optimizers:
-            optimizer.step()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=not graphs)
-        outcomes[max(len(outcomes) - 2, 0)].tolist()  # as the loop reads the outcome of the update before
+    for batches in micro_batches(accelerator, learner.unwrapped_model, sequences, steps, options.sequences):
+        outcomes.append(learner.step(batches, learning_rate_factor=1.0))
+        outcomes[max(len(outcomes) - 2, 0)].wait()  # the loop also waits for the step before
         meter.step_done()
-    return statistics.fmean(outcome[0].item() for outcome in outcomes)
+    return statistics.fmean(outcome.wait()[0] for outcome in outcomes)
 
 
 def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:
@@ -237,14 +225,14 @@ def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:
             meter.step_done()
 
     model = llama(options)
-    rows = packed_rows(options, model.config.vocab_size)
-    batches = [llama_batch(options, rows, step) for step in range(options.steps + 1)]
-    dataset = [{name: batch[name][row] for name in batch} for batch in batches for row in range(options.rows)]
+    sequences = packed_sequences(options, model.config.vocab_size)
+    batches = [llama_batch(options, sequences, step) for step in range(options.steps + 1)]
+    dataset = [{name: batch[name][i] for name in batch} for batch in batches for i in range(options.sequences)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=options.steps + 1,
-            per_device_train_batch_size=options.rows,
+            per_device_train_batch_size=options.sequences,
             train_sampling_strategy="sequential",
             bf16=in_bf16(),
             use_cpu=not on_gpu(),
@@ -268,19 +256,19 @@ def train_by_trainer(options: BenchmarkOptions, meter: Meter) -> float:
 def train_plainly(options: BenchmarkOptions, meter: Meter, compiled: bool) -> float:
     device = torch.device("cuda" if on_gpu() else "cpu")
     model = llama(options).to(device)
-    network = torch.compile(model) if compiled else model
+    trained = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         model.parameters(), RECIPE.learning_rate, RECIPE.betas, weight_decay=RECIPE.weight_decay, fused=True
     )
-    rows = packed_rows(options, model.config.vocab_size)
+    sequences = packed_sequences(options, model.config.vocab_size)
 
     total = torch.zeros((), device=device)
     meter.begin()
     for step in range(options.steps + 1):
-        batch = llama_batch(options, rows, step)
+        batch = llama_batch(options, sequences, step)
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16()):
-            loss = network(**batch, use_cache=False).loss
+            loss = trained(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
         optimizer.step()
@@ -319,10 +307,10 @@ def matrix_peak() -> float:
 
 def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
     """Floating-point operations of a token, forward and backward, and in words what is measured and how they add up."""
-    model = our_network(options)
+    model = our_model(options)
     config = model.config
-    rows = packed_rows(options, config.vocab_size)
-    batches = [rows.batch(step_positions(options, step)) for step in range(options.steps + 1)]
+    sequences = packed_sequences(options, config.vocab_size)
+    batches = [sequences.batch(step_indices(options, step)) for step in range(options.steps + 1)]
     keys = np.mean([batch["position_ids"] for batch in batches]) + 1
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
     if not config.tie_word_embeddings:
@@ -331,7 +319,7 @@ def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
     operations = 6 * weights + 12 * config.num_hidden_layers * width * keys
     place = torch.cuda.get_device_name() if on_gpu() else f"CPU with {torch.get_num_threads()} threads"
     return operations, (
-        f"{model.num_parameters():,} parameters, {options.rows} x {options.context:,} tokens a step of "
+        f"{model.num_parameters():,} parameters, {options.sequences} x {options.context:,} tokens a step of "
         f"{'random documents' if options.tokens is None else 'the corpus'}, on {place}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}. A token takes {operations / 1e6:.1f} MFLOP: 6 x {weights:,} weights "
         f"of matrices, the output projection's included, and 12 x {config.num_hidden_layers} layers x {width} x "
@@ -347,7 +335,7 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
         try:
             return process.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            raise UserError("a contender's process was killed, for want of memory? Give fewer --rows") from error
+            raise UserError("a contender's process was killed, for want of memory? Give fewer --sequences") from error
 
 
 def benchmark(options: BenchmarkOptions) -> None:
@@ -356,10 +344,10 @@ def benchmark(options: BenchmarkOptions) -> None:
     Raises:
         UserError: A number is less than one, the corpus does not fit the model, or a contender's process was killed.
     """
-    for name in ("rows", "context", "steps", "rounds"):
+    for name in ("sequences", "context", "steps", "rounds"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} {getattr(options, name)} must be at least 1")
-    # Trainer would share the rows out among all the GPUs it sees.
+    # Trainer would distribute the sequences over all GPUs that it sees.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     rounds: dict[str, list[Measurement]] = {name: [] for name in CONTENDERS}
     peak = 0.0

@@ -2,7 +2,7 @@
 
 from command_line import run
 from healthslm.training.loop import pretrain
-from healthslm.training.recipe import PretrainOptions
+from healthslm.training.options import PretrainOptions
 
 if __name__ == "__main__":
     run(pretrain, PretrainOptions)

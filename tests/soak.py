@@ -36,16 +36,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import command_line
 from healthslm.training.checkpoint import find_damage, list_checkpoints
 from healthslm.training.loop import pretrain
-from healthslm.training.metrics import read_metrics
-from healthslm.training.recipe import PretrainOptions
+from healthslm.training.options import PretrainOptions
+from healthslm.training.run_folder import read_metrics
 
 BATCH_TOKENS = 512
 RECIPE = {
-    "model": TINY_MODEL, "batch_tokens": BATCH_TOKENS, "micro_batch_rows": 4, "learning_rate": 3e-3,
+    "model": TINY_MODEL, "batch_tokens": BATCH_TOKENS, "micro_batch_size": 4, "learning_rate": 3e-3,
     "muon_learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 3, "evaluation_documents": 3, "save_every": 2,
 }  # fmt: skip
 MAX_SECONDS = 600
-MOMENTS = {"start": (1, 0.6), "an update": (4, 0.1), "opening a checkpoint": (3, 0.05), "opening best": (2, 0.05)}
+MOMENTS = {"start": (1, 0.6), "a step": (4, 0.1), "opening a checkpoint": (3, 0.05), "opening best": (2, 0.05)}
 """What a moment may follow: how often, and by at most how many seconds."""
 OPENED = {"opening a checkpoint": ".step-", "opening best": ".best."}
 
@@ -64,10 +64,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so many seconds after something that happens in the run once it has done an update."""
+    """When to kill: so many seconds after something that happens in the run once it has taken a step."""
 
     after: str
-    update: int
+    step: int
     seconds: float
 
     def __str__(self) -> str:
@@ -78,8 +78,8 @@ def choose_moments(rng: random.Random, kills: int, steps: int) -> Iterator[Momen
     """Moments in the order of the run, an equal part of it for each."""
     for kill in range(kills):
         (after,) = rng.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])
-        update = int((kill + rng.random()) / kills * steps)
-        yield Moment(after, update, rng.uniform(0, MOMENTS[after][1]))
+        step = int((kill + rng.random()) / kills * steps)
+        yield Moment(after, step, rng.uniform(0, MOMENTS[after][1]))
 
 
 # One run
@@ -97,7 +97,7 @@ class Run:
         self.processes: list[multiprocessing.Process] = []
 
     def start(self) -> None:
-        """Start the run, or go on with it."""
+        """Start the run, or resume it."""
         self.started_with = self._metrics_number()
         arguments = ["--recipe", str(self.recipe), "--resume", str(self.folder.exists()).lower()]
         port = free_port()
@@ -132,7 +132,7 @@ class Run:
     def is_at(self, moment: Moment) -> bool:
         if moment.after == "start":
             return True
-        if self._metrics_number() == self.started_with or self.update < moment.update:
+        if self._metrics_number() == self.started_with or self.step < moment.step:
             return False
         return moment.after not in OPENED or any(n.startswith(OPENED[moment.after]) for n in self.half_written)
 
@@ -141,9 +141,9 @@ class Run:
         return self.processes[0].is_alive()
 
     @property
-    def update(self) -> int:
-        """The last update that the metrics tell of."""
-        return max((record["update"] for record in read_metrics(self.folder)), default=0)
+    def step(self) -> int:
+        """The last step in the metrics."""
+        return max((record["step"] for record in read_metrics(self.folder)), default=0)
 
     @property
     def half_written(self) -> list[str]:
@@ -221,7 +221,7 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
         hits.update(f"while {name.split('.')[1].split('-')[0]} was written" for name in half_written)
         saved = list_checkpoints(killed.checkpoints)
         newest = saved[-1].name if saved else "no checkpoint"
-        place = f"update {killed.update}, {newest}, {', '.join(half_written) or 'nothing half-written'}"
+        place = f"step {killed.step}, {newest}, {', '.join(half_written) or 'nothing half-written'}"
         print(f"{setting}: kill {number}, {moment}{'' if was_alive else ' (it had ended)'}: {place}", flush=True)
         if saved and (damage := find_damage(saved[-1])):
             print(f"{setting}: DIFFERENCE: {saved[-1].name} is damaged: {damage}")
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--tokens", type=Path, help="a tokenised corpus; by default it is made of the embedded sample")
+    parser.add_argument("--tokens", type=Path, help="a tokenized corpus; by default it is made of the embedded sample")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="healthslm-soak-") as folder:

@@ -14,7 +14,7 @@ from healthslm.training.attention import (
     VARLEN,
     document_bounds,
     fit_attention,
-    packed_documents_attention,
+    one_by_one,
 )
 
 ROWS, LENGTH = 2, 20
@@ -134,12 +134,10 @@ def test_on_a_gpu_it_takes_flash_attention_where_that_computes_the_same(monkeypa
 
 
 def test_dropout_falls_on_the_weights_in_training_alone():
-    """GPT-2 drops a tenth of its attention weights: with values of one throughout, what is left is their sum."""
-    query = torch.randn(1, 4, 2000, 8, generator=torch.Generator().manual_seed(0))
-    ones = torch.ones_like(query)
-    attend = gpt2().transformer.h[0].attn
-    bounds = torch.tensor([0, 1000, 2000])
-    kept, _ = packed_documents_attention(attend, query, query, ones, None, dropout=0.0, cu_seq_lens_q=bounds)
-    dropped, _ = packed_documents_attention(attend, query, query, ones, None, dropout=0.1, cu_seq_lens_q=bounds)
-    assert_close(kept, torch.ones_like(kept))
+    """With values of one throughout, what is left is the sum of the weights that were kept."""
+    query = torch.randn(2000, 4, 8, generator=torch.Generator().manual_seed(0))
+    ones, bounds = torch.ones_like(query), torch.tensor([0, 1000, 2000])
+    kept = one_by_one(query, query, ones, bounds, 2000, 1.0, dropout=0.0)
+    dropped = one_by_one(query, query, ones, bounds, 2000, 1.0, dropout=0.1)
+    assert_close(kept, ones)
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.02) and dropped.std() > 0.01

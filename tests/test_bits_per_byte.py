@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from healthslm.evaluation.bits_per_byte import document_bits, score_documents, windows
+from healthslm.bits_per_byte import document_bits, score_documents, windows
 
 VOCAB, CONTEXT = 96, 16
 

@@ -55,7 +55,7 @@ def optimizers_of(model: PreTrainedModel, muon: bool = False) -> list[torch.opti
 
 
 def update(model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
-    """One update by random gradients."""
+    """One step by random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -237,7 +237,7 @@ def test_a_disk_that_cannot_read_a_file_is_damage(checkpoints, monkeypatch, capl
 def test_where_all_are_damaged_each_is_reported_and_the_error_is_one_line(checkpoints, caplog):
     for folder in checkpoints.iterdir():
         (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="^[^\n]*no checkpoint[^\n]*$"):
+    with pytest.raises(UserError, match="^[^\n]*no valid checkpoint[^\n]*$"):
         newest_checkpoint(checkpoints)
     assert [f"step-{n}" in record.message for n, record in zip((8, 4), caplog.records, strict=True)] == [True, True]
 
@@ -270,7 +270,7 @@ def test_old_ones_go_when_the_new_one_stands(checkpoints, save, monkeypatch, kee
 
 
 def test_a_damaged_one_of_more_updates_goes_rather_than_the_new_one(checkpoints, save):
-    """The run went on from step-4 and was stopped before it reached update 8 again."""
+    """The run went on from step-4 and was stopped before it reached step 8 again."""
     flip_a_bit(checkpoints / "step-8" / "model.safetensors")
     new = save(checkpoints, 6, keep=1)
     assert names(checkpoints) == ["step-6"]
@@ -424,7 +424,7 @@ def test_the_next_update_is_that_of_a_run_that_never_stopped(save, tmp_path, muo
 
 @pytest.mark.parametrize("share", ["none", "half"])
 def test_weights_that_no_update_has_reached_come_back_too(save, tmp_path, share):
-    """As when all updates so far were skipped, or a part of the network is not in use."""
+    """As when all steps so far were skipped, or a part of the network is not in use."""
     model = make_model(TINY_MODEL)
     optimizers = optimizers_of(model)
     if share == "half":
@@ -465,12 +465,12 @@ def test_optimizers_do_not_hold_on_to_the_file(save, tmp_path):
             False,
             r"gate_proj.weight.exp_avg has the shape \[64, 32\].*\[32, 32\]",
         ),
-        (TINY_MODEL, True, "proj.weight was trained by AdamW, and is now by Muon"),
+        (TINY_MODEL, True, "proj.weight was trained by AdamW, now by Muon"),
     ],
     ids=["another network", "more layers", "fewer layers", "another width", "another optimizer"],
 )
 def test_optimizers_of_another_model_are_an_error_in_one_line(saved, config, muon, message):
     model = make_model(config)
     path = saved / "step-8" / "optimizer.safetensors"
-    with pytest.raises(UserError, match=f"^{path}: cannot be resumed from: [^\n]*{message}[^\n]*$"):
+    with pytest.raises(UserError, match=f"^{path}: can't resume: [^\n]*{message}[^\n]*$"):
         load_optimizers(saved / "step-8", model, optimizers_of(model, muon))

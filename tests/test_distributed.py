@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from slurm import checks_of_bash
 from transformers import AutoModelForCausalLM
 
-from healthslm.training.metrics import read_metrics
+from healthslm.training.run_folder import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WATCHED = REPOSITORY / "tests" / "watched_pretrain.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ON_THE_CPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-UPDATES = 8
+STEPS = 8
 PARAMETERS = 34_976
 
 TINY_GPT2 = {
@@ -59,14 +59,14 @@ class Run:
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
 
-    def checkpoint(self, update: int = UPDATES) -> Path:
-        return self.folder / "checkpoints" / f"step-{update}"
+    def checkpoint(self, step: int = STEPS) -> Path:
+        return self.folder / "checkpoints" / f"step-{step}"
 
-    def bytes(self, update: int = UPDATES) -> list[bytes]:
-        return [(self.checkpoint(update) / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
+    def bytes(self, step: int = STEPS) -> list[bytes]:
+        return [(self.checkpoint(step) / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
 
-    def weights(self, update: int = UPDATES) -> dict[str, torch.Tensor]:
-        return load_file(self.checkpoint(update) / "model.safetensors")
+    def weights(self, step: int = STEPS) -> dict[str, torch.Tensor]:
+        return load_file(self.checkpoint(step) / "model.safetensors")
 
     def metrics(self, name: str) -> list[float]:
         return [record[name] for record in read_metrics(self.folder) if name in record]
@@ -100,9 +100,9 @@ def train(sample_folders, tmp_path_factory) -> Train:
         folder = folder or record / "run"
         recipe = {
             "model": TINY_MODEL, "tokens": str(sample_folders.tokens), "output": str(folder),
-            "max_tokens": UPDATES * 512, "batch_tokens": 512, "micro_batch_rows": 2, "learning_rate": 3e-3,
+            "max_tokens": STEPS * 512, "batch_tokens": 512, "micro_batch_size": 2, "learning_rate": 3e-3,
             "warmup_tokens": 1024, "evaluate_every": 4, "evaluation_documents": 3, "save_every": 4,
-            "keep_checkpoints": UPDATES,
+            "keep_checkpoints": STEPS,
         } | options  # fmt: skip
         (record / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         told = json.dumps({"record": str(record)} | (watch or {}))
@@ -175,12 +175,12 @@ def test_two_processes_train_as_one_does(one, two):
 
 
 def test_processes_share_the_rows_of_one_and_read_none_twice(one, two):
-    alone = one.told(0)["rows"]
-    shared = [two.told(rank)["rows"] for rank in (0, 1)]
+    alone = one.told(0)["sequences"]
+    shared = [two.told(rank)["sequences"] for rank in (0, 1)]
     assert [batch for pair in zip(*shared, strict=True) for batch in pair] == alone
-    first, second = ({place for batch in rows for place in batch["positions"]} for rows in shared)
+    first, second = ({place for batch in sequences for place in batch["indices"]} for sequences in shared)
     assert first.isdisjoint(second)
-    assert first | second == set(range(UPDATES * 8))
+    assert first | second == set(range(STEPS * 8))
 
 
 def test_the_first_process_alone_writes(two):
@@ -211,8 +211,8 @@ def test_two_processes_train_as_one_does_with(train, variant):
 
 @pytest.fixture(scope="module")
 def stopped(train) -> Run:
-    """A run of two processes of which the second was sent SIGTERM in its third update."""
-    return train(processes=2, watch={"signal": "SIGTERM", "update": 3})
+    """A run of two processes of which the second was sent SIGTERM in its third step."""
+    return train(processes=2, watch={"signal": "SIGTERM", "step": 3})
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_a_signal_to_one_process_stops_both_with_one_checkpoint(stopped):
     assert [done.returncode for done in stopped.done] == [75, 75]
     assert stopped.checkpoints == ["step-3"]
     first, second = (done.stderr for done in stopped.done)
-    assert "stopped after update 3; go on by: python scripts/pretrain.py" in first
+    assert "stopped after step 3; resume with: python scripts/pretrain.py" in first
     assert "Traceback" not in first + second
     assert [(stopped.record / f"{rank}.wrapped").read_text() for rank in (0, 1)] == ["0", "0"]
 
@@ -234,12 +234,12 @@ def test_a_stopped_run_of_two_processes_goes_on(train, one, two, stopped, tmp_pa
     if processes == 2:
         assert resumed.bytes() == two.bytes()
     else:
-        assert resumed.told(0)["rows"] == one.told(0)["rows"][3 * 4 :]  # four micro-batches an update
+        assert resumed.told(0)["sequences"] == one.told(0)["sequences"][3 * 4 :]  # four micro-batches a step
 
 
 @pytest.mark.slow
 def test_a_killed_run_of_two_processes_ends_with_the_bytes_of_one_never_stopped(train, two):
-    killed = train(TORCHRUN, watch={"signal": "SIGKILL", "update": 6})
+    killed = train(TORCHRUN, watch={"signal": "SIGKILL", "step": 6})
     assert killed.done[0].returncode != 0
     assert killed.checkpoints == ["step-4"]
     resumed = succeeded(train(TORCHRUN, folder=killed.folder, resume=True))
@@ -248,11 +248,11 @@ def test_a_killed_run_of_two_processes_ends_with_the_bytes_of_one_never_stopped(
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_in_one_process_skips_the_update_in_both(train):
-    run = succeeded(train(processes=2, watch={"nan": True, "update": 3}, save_every=1))
+    run = succeeded(train(processes=2, watch={"nan": True, "step": 3}, save_every=1))
     skipped = [record for record in read_metrics(run.folder) if "skipped" in record]
-    assert [record["update"] for record in skipped] == [3]
+    assert [record["step"] for record in skipped] == [3]
     assert skipped[0]["skipped"]["positions"] == [16, 24]
-    assert len(run.metrics("loss")) == UPDATES - 1
+    assert len(run.metrics("loss")) == STEPS - 1
     assert run.told(0)["weights"] == run.told(1)["weights"]
     assert run.bytes(3) == run.bytes(2)  # neither the weights nor the moments have moved
     assert run.bytes(4) != run.bytes(3)
@@ -365,7 +365,7 @@ def test_a_job_of_slurm_whose_time_is_up_queues_again_and_goes_on(sample_folders
     asked, run = tmp_path / "asked", tmp_path / "run"
     arguments = [
         "--model", json.dumps(TINY_MODEL), "--tokens", sample_folders.tokens, "--output", run, "--max-tokens", 40 * 512,
-        "--batch-tokens", 512, "--micro-batch-rows", 4, "--warmup-tokens", 1024, "--evaluation-documents", 1,
+        "--batch-tokens", 512, "--micro-batch-size", 4, "--warmup-tokens", 1024, "--evaluation-documents", 1,
         "--save-every", 4,
     ]  # fmt: skip
     environment = os.environ | ON_THE_CPU | {
@@ -388,4 +388,4 @@ def test_a_job_of_slurm_whose_time_is_up_queues_again_and_goes_on(sample_folders
     assert finished.returncode == 0, finished.stderr
     assert not asked.exists()
     assert (run / "checkpoints/step-40").exists()
-    assert [record["update"] for record in read_metrics(run) if "loss" in record] == list(range(1, 41))
+    assert [record["step"] for record in read_metrics(run) if "loss" in record] == list(range(1, 41))

@@ -13,7 +13,7 @@ from ncbi_server import serving, write_pubmed_file
 SHORTENED = {
     "build_corpus": "--validation-fraction 0.1 --test-fraction 0.1",  # of 60 citations, half a percent is none
     "train_tokenizer": "--vocab-size 1000",
-    "pretrain": "--max-tokens 2048 --batch-tokens 1024 --micro-batch-rows 1",
+    "pretrain": "--max-tokens 2048 --batch-tokens 1024 --micro-batch-size 1",
     "generate": "--max-new-tokens 8",
 }
 """Options added to the README's own, so that they finish within minutes on the sample."""

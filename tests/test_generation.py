@@ -8,7 +8,7 @@ import torch
 from pipeline_folders import TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from healthslm.evaluation.bits_per_byte import score_documents
+from healthslm.bits_per_byte import score_documents
 from healthslm.models import make_model
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.checkpoint import save_model

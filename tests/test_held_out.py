@@ -14,8 +14,8 @@ from pipeline_folders import TINY_MODEL
 from small_model import byte_tokenizer, small_model
 from transformers import AutoTokenizer
 
+from healthslm.bits_per_byte import token_bits
 from healthslm.errors import UserError
-from healthslm.evaluation.bits_per_byte import token_bits
 from healthslm.evaluation.held_out import (
     FEWEST_DOCUMENTS,
     SECTIONS,

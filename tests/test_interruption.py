@@ -18,12 +18,12 @@ from pipeline_folders import TINY_MODEL
 from healthslm.training.checkpoint import find_damage, list_checkpoints
 from healthslm.training.interruption import StopSignals
 from healthslm.training.loop import pretrain
-from healthslm.training.metrics import read_metrics
-from healthslm.training.recipe import PretrainOptions
+from healthslm.training.options import PretrainOptions
+from healthslm.training.run_folder import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOAK = REPOSITORY / "tests" / "soak.py"
-UPDATES = 100
+STEPS = 100
 
 
 # Signals
@@ -35,7 +35,7 @@ def test_the_first_signal_is_noted_and_work_goes_on(number, capfd):
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert stop.received is number
-    assert f"{number.name}: finishing this update" in capfd.readouterr().err
+    assert f"{number.name}: finishing this step" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -53,7 +53,7 @@ def test_a_sigterm_after_it_changes_nothing(first, capfd):
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received is first
-    assert capfd.readouterr().err.count("finishing this update") == 1
+    assert capfd.readouterr().err.count("finishing this step") == 1
 
 
 def test_signals_mean_afterwards_what_they_meant_before():
@@ -70,8 +70,8 @@ def test_signals_mean_afterwards_what_they_meant_before():
 @pytest.fixture(scope="module")
 def recipe(sample_folders) -> dict:
     return {
-        "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": UPDATES * 256, "batch_tokens": 256,
-        "micro_batch_rows": 4, "warmup_tokens": 1024, "evaluate_every": 1000, "evaluation_documents": 3,
+        "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": STEPS * 256, "batch_tokens": 256,
+        "micro_batch_size": 4, "warmup_tokens": 1024, "evaluate_every": 1000, "evaluation_documents": 3,
         "save_every": 1000,
     }  # fmt: skip
 
@@ -110,8 +110,8 @@ class Training:
         self.process.kill()
         raise AssertionError(f"waited in vain: {self.stderr}")
 
-    def wait_for_update(self, update: int) -> None:
-        self.wait_until(lambda: any(record["update"] >= update for record in read_metrics(self.output)))
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: any(record["step"] >= step for record in read_metrics(self.output)))
 
     @property
     def stderr(self) -> str:
@@ -119,20 +119,20 @@ class Training:
 
 
 def assert_that_it_stopped_with_a_checkpoint(training: Training) -> int:
-    """Return the update after which it did."""
+    """Return the step after which it did."""
     (folder,) = list_checkpoints(training.output / "checkpoints")
     assert find_damage(folder) is None
-    update = read_metrics(training.output)[-1]["update"]
-    assert folder.name == f"step-{update}"
-    assert 1 <= update < UPDATES
-    assert f"stopped after update {update}; go on by: " in training.stderr
+    step = read_metrics(training.output)[-1]["step"]
+    assert folder.name == f"step-{step}"
+    assert 1 <= step < STEPS
+    assert f"stopped after step {step}; resume with: " in training.stderr
     assert not list(training.output.rglob("*.partial-*"))
-    return update
+    return step
 
 
 def assert_same_end(run: Path, whole: Path) -> None:
     for name in ("model.safetensors", "optimizer.safetensors", "training_state.json"):
-        path = Path("checkpoints") / f"step-{UPDATES}" / name
+        path = Path("checkpoints") / f"step-{STEPS}" / name
         assert (run / path).read_bytes() == (whole / path).read_bytes(), name
     assert (run / "best/model.safetensors").read_bytes() == (whole / "best/model.safetensors").read_bytes()
     assert measured(run) == measured(whole)
@@ -154,14 +154,14 @@ def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_t
 ):
     launcher = ("tests/in_precision.py", precision)
     training = Training(tmp_path / "run", recipe, launcher)
-    training.wait_for_update(3)
+    training.wait_for_step(3)
     training.process.send_signal(number)
     assert training.process.wait() == 75
     assert_that_it_stopped_with_a_checkpoint(training)
     message = training.stderr.splitlines()[-1]
     assert "Traceback" not in training.stderr
 
-    command = re.fullmatch(r"stopped after update \d+; go on by: python (.*)", message)[1]
+    command = re.fullmatch(r"stopped after step \d+; resume with: python (.*)", message)[1]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is ours
     done = subprocess.run(
         shlex.join(["python", *launcher]) + f" {command}",
@@ -176,17 +176,17 @@ def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_t
 
 
 def test_a_second_sigint_stops_at_once(recipe, tmp_path):
-    """The first update is of 40,000 rows, one after another: minutes, which nobody waits for."""
+    """The first step is of 40,000 sequences, one after another: minutes, which nobody waits for."""
     tokens = 40_000 * 64
-    training = Training(tmp_path / "run", recipe, micro_batch_rows=1, batch_tokens=tokens, max_tokens=tokens)
+    training = Training(tmp_path / "run", recipe, micro_batch_size=1, batch_tokens=tokens, max_tokens=tokens)
     training.wait_until(lambda: "k/2.56M" in training.stderr)  # the bar, after some of the micro-batches
     training.process.send_signal(signal.SIGINT)
-    training.wait_until(lambda: "SIGINT: finishing this update; SIGINT stops at once" in training.stderr)
+    training.wait_until(lambda: "SIGINT: finishing this step; press Ctrl-C to stop at once" in training.stderr)
     training.process.send_signal(signal.SIGINT)
     assert training.process.wait() == 130
     assert "interrupted" in training.stderr.splitlines()
     assert "Traceback" not in training.stderr
-    assert read_metrics(training.output)[-1]["update"] == 0
+    assert read_metrics(training.output)[-1]["step"] == 0
     assert not list_checkpoints(training.output / "checkpoints")
 
 
@@ -194,8 +194,8 @@ def test_a_second_sigint_stops_at_once(recipe, tmp_path):
 @pytest.mark.parametrize("to", ["torchrun", "all processes", "one process"])
 def test_a_signal_stops_two_processes_after_the_same_update(recipe, tmp_path, to):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    training = Training(tmp_path / "run", recipe | {"micro_batch_rows": 2}, launcher)
-    training.wait_for_update(3)
+    training = Training(tmp_path / "run", recipe | {"micro_batch_size": 2}, launcher)
+    training.wait_for_step(3)
     agent = psutil.Process(training.process.pid)
     workers = [child for child in agent.children() if "pretrain.py" in " ".join(child.cmdline())]
     assert len(workers) == 2

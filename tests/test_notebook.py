@@ -75,4 +75,4 @@ def test_lora_helps_on_text_of_its_kind_and_takes_ten_lines(executed):
 
 def test_the_training_curve_ends_where_the_run_did(repository, executed):
     end = json.loads((repository / "results/training/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    assert f"{end['tokens']:,} tokens in {end['update']:,} updates" in text_of(executed.cells[-1])
+    assert f"{end['tokens']:,} tokens in {end['step']:,} steps" in text_of(executed.cells[-1])

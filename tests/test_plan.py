@@ -15,13 +15,14 @@ from healthslm.models import accepts, make_model
 from healthslm.training import plan as planning
 from healthslm.training.attention import PACKED_DOCUMENTS, VARLEN, document_bounds
 from healthslm.training.optimization import make_optimizers
+from healthslm.training.options import PretrainOptions
 from healthslm.training.plan import describe_plan, fit_micro_batch, flops_per_token, memory_by_part
 from healthslm.training.precision import bf16_autocast
-from healthslm.training.recipe import PretrainOptions, make_schedule
+from healthslm.training.recipe import make_schedule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-CONTEXT, ROWS = 128, 4
+CONTEXT, SEQUENCES = 128, 4
 HEALTHSLM = {
     "model_type": "healthslm", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
@@ -35,7 +36,7 @@ FULLEST = pytest.mark.parametrize(("attention", "documents"), [("sdpa", 2), (PAC
 
 
 def make_options(shape: dict, **changes) -> PretrainOptions:
-    values = {"tokens": Path("tokens"), "output": Path("run"), "max_tokens": 10_000, "micro_batch_rows": ROWS}
+    values = {"tokens": Path("tokens"), "output": Path("run"), "max_tokens": 10_000, "micro_batch_size": SEQUENCES}
     return PretrainOptions(model=shape, **(values | changes))
 
 
@@ -55,9 +56,9 @@ def on_cpu(shape: dict, attention: str = "sdpa") -> PreTrainedModel:
 def micro_batch(model: PreTrainedModel, attention: str = "sdpa", documents: int = 1) -> dict:
     """Keyword arguments of a micro-batch as in training, with so many documents in each sequence."""
     length = CONTEXT // documents
-    ids = torch.randint(512, (ROWS, CONTEXT), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(512, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": ids, "shift_labels": ids, "num_items_in_batch": ids.numel()}
-    batch |= {"position_ids": torch.arange(length).repeat(ROWS, documents), "use_cache": False}
+    batch |= {"position_ids": torch.arange(length).repeat(SEQUENCES, documents), "use_cache": False}
     if accepts(model, "skip_logits"):
         batch["skip_logits"] = True
     bounds = document_bounds(batch["position_ids"], attention)
@@ -79,14 +80,14 @@ def plan_of_recipe(name: str, *arguments: str, processes: int = 1) -> dict[str, 
 
 
 def test_the_plan_of_the_released_network_has_its_published_figures():
-    plan = plan_of_recipe("healthslm-15m", "--batch-tokens", "65536", "--micro-batch-rows", "4", processes=2)
+    plan = plan_of_recipe("healthslm-15m", "--batch-tokens", "65536", "--micro-batch-size", "4", processes=2)
     assert plan["parameters"] == "15,276,288"
     assert plan["embeddings"] == "8,192,000"
     assert plan["others"] == "7,084,288"
     assert plan["tensors to train"] == "110"
     assert int(plan["operations a token"].replace(",", "")) / 1e6 == pytest.approx(110, abs=1)
     assert plan["weights"] == plan["gradients"] == f"{4 * 15_276_288:,}"
-    assert plan["its micro-batches a process"] == "8"  # 65,536 / (2 processes x 4 rows x 1,024)
+    assert plan["micro-batches of a step and process"] == "8"  # 65,536 / (2 processes x 4 sequences x 1,024)
 
 
 def test_a_gpt2_is_planned_as_well():
@@ -96,14 +97,14 @@ def test_a_gpt2_is_planned_as_well():
     assert plan["moments of Muon"] == f"{4 * 6 * 12 * 384**2:,}"  # one moment of twelve squares a layer
 
 
-def test_tokens_passes_and_hours_follow_from_the_schedule():
+def test_tokens_epochs_and_hours_follow_from_the_schedule():
     options = make_options(HEALTHSLM, max_tokens=1_000_000, batch_tokens=4096, warmup_tokens=0, tokens_per_second=2500)
     schedule = make_schedule(options, CONTEXT, processes=1)
     plan = describe_plan(on_meta(HEALTHSLM), schedule, options, 400_000, 1, CPU)
-    tokens = 245 * 4096  # the first multiple of an update at a million
+    tokens = 245 * 4096  # the first multiple of a step at a million
     assert figures(plan)["tokens"] == f"{tokens:,}"
-    assert figures(plan)["updates"] == "245"
-    assert figures(plan)["passes over the corpus"] == f"{tokens / 400_000:.2f}"
+    assert figures(plan)["steps"] == "245"
+    assert figures(plan)["epochs"] == f"{tokens / 400_000:.2f}"
     assert figures(plan)["hours"] == "0.11"  # 1,003,520 / 2,500 = 401 s
     assert "at 2,500 tokens a second" in plan
 
@@ -190,23 +191,23 @@ def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, att
 def test_micro_batches_are_the_largest_that_fit_into_the_free_memory_of_a_gpu(monkeypatch, gigabytes):
     free = int(gigabytes * 10**9)
     monkeypatch.setattr(planning, "free_memory", lambda device: free)
-    options = make_options(HEALTHSLM, micro_batch_rows=None, batch_tokens=2 * 24 * CONTEXT)
+    options = make_options(HEALTHSLM, micro_batch_size=None, batch_tokens=2 * 24 * CONTEXT)
     model = on_meta(HEALTHSLM, VARLEN)
 
-    def memory(rows: int) -> int:
-        chosen = make_options(HEALTHSLM, micro_batch_rows=rows)
+    def memory(sequences: int) -> int:
+        chosen = make_options(HEALTHSLM, micro_batch_size=sequences)
         return sum(memory_by_part(model, chosen, CONTEXT, CPU).values())
 
-    fitting = [rows for rows in (1, 2, 3, 4, 6, 8, 12, 24) if memory(rows) <= 0.8 * free]
+    fitting = [sequences for sequences in (1, 2, 3, 4, 6, 8, 12, 24) if memory(sequences) <= 0.8 * free]
     assert fit_micro_batch(model, options, CONTEXT, 2, CPU) == max(fitting)
     assert gigabytes < 1.0 or max(fitting) == 24
 
 
 def test_on_a_cpu_micro_batches_are_of_eight_sequences_at_most_and_divide_a_step():
     for sequences, expected in ((64, 8), (12, 6), (7, 7), (22, 2)):
-        options = make_options(HEALTHSLM, micro_batch_rows=None, batch_tokens=sequences * CONTEXT)
+        options = make_options(HEALTHSLM, micro_batch_size=None, batch_tokens=sequences * CONTEXT)
         assert fit_micro_batch(on_meta(HEALTHSLM), options, CONTEXT, 1, CPU) == expected
-    asked_for = make_options(HEALTHSLM, micro_batch_rows=32, batch_tokens=64 * CONTEXT)
+    asked_for = make_options(HEALTHSLM, micro_batch_size=32, batch_tokens=64 * CONTEXT)
     assert fit_micro_batch(on_meta(HEALTHSLM), asked_for, CONTEXT, 1, CPU) == 32
 
 

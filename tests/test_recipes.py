@@ -9,8 +9,9 @@ import torch
 
 from command_line import parse
 from healthslm.models import make_model, open_model
-from healthslm.training.metrics import read_metrics
-from healthslm.training.recipe import PretrainOptions, make_schedule
+from healthslm.training.options import PretrainOptions
+from healthslm.training.recipe import make_schedule
+from healthslm.training.run_folder import read_metrics
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluation.yaml"})
@@ -35,7 +36,7 @@ def test_a_recipe_is_read_and_its_batches_come_out_even(recipe):
     with torch.device("meta"):
         model = make_model(options.model)
     context = options.context or model.config.max_position_embeddings
-    assert len(make_schedule(options, context, processes=1).positions(0)) * context <= options.batch_tokens
+    assert len(make_schedule(options, context, processes=1).sequences(0)) * context <= options.batch_tokens
     assert model.num_parameters() == PARAMETERS.get(recipe.stem, model.num_parameters())
     assert options.warmup_tokens < options.max_tokens / 2
 
@@ -58,11 +59,11 @@ def test_paths_of_a_recipe_are_relative_to_it(recipe):
 
 @pytest.mark.slow
 def test_a_larger_recipe_trains(sample_folders, run_script, tmp_path):
-    """A few updates of few tokens, for which the sample's tokenizer of 512 entries serves as well."""
+    """A few steps of few tokens, for which the sample's tokenizer of 512 entries serves as well."""
     run = tmp_path / "run"
     done = run_script(
         "pretrain", "--recipe", CONFIGS / "healthslm-55m.yaml", "--tokens", sample_folders.tokens, "--output", run,
-        "--max-tokens", 6 * 256, "--context", 64, "--batch-tokens", 256, "--micro-batch-rows", 2,
+        "--max-tokens", 6 * 256, "--context", 64, "--batch-tokens", 256, "--micro-batch-size", 2,
         "--warmup-tokens", 512, "--evaluation-documents", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -76,6 +77,6 @@ def test_a_shortened_recipe_warms_up_over_a_quarter_of_it(recipe):
     options = parse(PretrainOptions, ["--recipe", str(recipe), "--max-tokens", "8000000", "--warmup-tokens", "9000000"])
     context = options.context or 128
     schedule = make_schedule(options, context, processes=1)
-    factors = [schedule.learning_rate_factor(update) for update in range(len(schedule))]
+    factors = [schedule.learning_rate_factor(step) for step in range(len(schedule))]
     rising = [factor for factor, following in zip(factors, factors[1:], strict=False) if following > factor]
     assert abs(len(rising) - len(schedule) / 4) <= 2 and max(factors) <= 1

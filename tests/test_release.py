@@ -29,10 +29,10 @@ from healthslm.evaluation.measures import MEASURES
 from healthslm.release import release as release_module
 from healthslm.release.card import BEGIN, END, insert_section, templates
 from healthslm.release.release import ReleaseOptions, check_improvement, publish_all, release
-from healthslm.release.training_report import TrainingReport, report_training
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.loop import pretrain
-from healthslm.training.recipe import PretrainOptions
+from healthslm.training.options import PretrainOptions
+from healthslm.training.run_folder import TrainingReport, report_training
 
 MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
 UPDATES, BATCH_TOKENS = 30, 512
@@ -60,7 +60,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
             output=run,
             max_tokens=UPDATES * BATCH_TOKENS,
             batch_tokens=BATCH_TOKENS,
-            micro_batch_rows=1,
+            micro_batch_size=1,
             learning_rate=3e-3,
             betas=(0.9, 0.99),
             evaluate_every=10,
@@ -535,20 +535,20 @@ def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
 
 
 RECORDS = [
-    {"update": 0, "tokens": 0, "hardware": "a laptop"},
-    {"update": 0, "tokens": 0, "validation_bits_per_byte": 3.0},
-    {"update": 1, "tokens": 100, "loss": 2.0, "tokens_per_second": 10.0},
-    {"update": 2, "tokens": 300, "loss": 2.0, "tokens_per_second": 50.0},
-    {"update": 2, "tokens": 300, "validation_bits_per_byte": 1.5},
-    {"update": 2, "tokens": 300, "hardware": "a server"},
-    {"update": 3, "tokens": 400, "skipped": {}},
-    {"update": 4, "tokens": 500, "loss": 2.0, "tokens_per_second": 100.0},
-    {"update": 4, "tokens": 500, "validation_bits_per_byte": 1.6},
+    {"step": 0, "tokens": 0, "hardware": "a laptop"},
+    {"step": 0, "tokens": 0, "validation_bits_per_byte": 3.0},
+    {"step": 1, "tokens": 100, "loss": 2.0, "tokens_per_second": 10.0},
+    {"step": 2, "tokens": 300, "loss": 2.0, "tokens_per_second": 50.0},
+    {"step": 2, "tokens": 300, "validation_bits_per_byte": 1.5},
+    {"step": 2, "tokens": 300, "hardware": "a server"},
+    {"step": 3, "tokens": 400, "skipped": {}},
+    {"step": 4, "tokens": 500, "loss": 2.0, "tokens_per_second": 100.0},
+    {"step": 4, "tokens": 500, "validation_bits_per_byte": 1.6},
 ]
 
 
 @pytest.mark.parametrize(
-    ("model", "update", "tokens", "seconds", "skipped", "hardware"),
+    ("model", "step", "tokens", "seconds", "skipped", "hardware"),
     [
         ("best", 2, 300, 10 + 4, 0, ["a laptop", "a server"]),
         ("checkpoints/step-1", 1, 100, 10, 0, ["a laptop"]),

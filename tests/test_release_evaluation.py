@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import parse
+from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
-from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.evaluation.generation_quality import generate_documents
 from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
 from healthslm.models import make_model
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.packing import PackedRows
+from healthslm.training.packing import PackedSequences
 
 NOT_REPEATABLE = "footprint.json"  # the time that generating takes
 
@@ -181,14 +181,14 @@ def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(
     run.mkdir()
     recipe = {"context": 256, "seed": 3}
     (run / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    record = {"update": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
+    record = {"step": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     evaluate_release(replace(options, output=tmp_path / "some", training=run, only=["memorisation"]))
     found = json.loads((tmp_path / "some/memorisation.json").read_text(encoding="utf-8"))
 
     train = TokenizedSplit(options.tokens, "train")
-    rows = PackedRows(train, 256, seed=3)
-    assert rows.rows_per_epoch >= 16  # so that no document begins twice
+    rows = PackedSequences(train, 256, seed=3)
+    assert rows.sequences_per_epoch >= 16  # so that no document begins twice
     opened = (
         rows.batch(range(16))["input_ids"][:, :157] == train.separator_id
     ).sum()  # a row has 101 tokens from there

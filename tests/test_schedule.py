@@ -1,4 +1,4 @@
-"""The schedule: which rows each update trains on and at which part of the peak learning rate."""
+"""The schedule: which sequences each step trains on and at which part of the peak learning rate."""
 
 import math
 
@@ -7,47 +7,52 @@ import pytest
 from healthslm.errors import UserError
 from healthslm.training.schedule import Schedule
 
-UPDATES = 100
+STEPS = 100
+
+
+def make_schedule(**changes) -> Schedule:
+    linear = {"warmup_tokens": 0, "decay": "linear", "decay_fraction": 1.0, "final_fraction": 0.0}
+    return Schedule(**({"context": 8, "max_tokens": 1000, "batch_tokens": 32} | linear | changes))
 
 
 def factors(**options) -> list[float]:
-    schedule = Schedule(context=8, max_tokens=UPDATES * 16, batch_tokens=16, warmup_tokens=10 * 16, **options)
-    assert len(schedule) == UPDATES
-    return [schedule.learning_rate_factor(update) for update in range(UPDATES)]
+    schedule = make_schedule(max_tokens=STEPS * 16, batch_tokens=16, warmup_tokens=10 * 16, **options)
+    assert len(schedule) == STEPS
+    return [schedule.learning_rate_factor(step) for step in range(STEPS)]
 
 
-RISE = [0.1 * (update + 1) for update in range(10)]
+RISE = [0.1 * (step + 1) for step in range(10)]
 
 
-def test_the_learning_rate_rises_and_falls_in_straight_lines():
-    assert factors() == pytest.approx(RISE + [(UPDATES - update) / 90 for update in range(10, UPDATES)])
+def test_the_learning_rate_rises_and_decays_linearly():
+    assert factors() == pytest.approx(RISE + [(STEPS - step) / 90 for step in range(10, STEPS)])
 
 
-def test_a_trapezoid_keeps_its_peak_before_it_falls():
-    expected = RISE + [1.0] * 60 + [(UPDATES - update) / 30 for update in range(70, UPDATES)]
+def test_a_trapezoid_stays_at_its_peak_before_it_decays():
+    expected = RISE + [1.0] * 60 + [(STEPS - step) / 30 for step in range(70, STEPS)]
     assert factors(decay_fraction=1 / 3) == pytest.approx(expected)
 
 
-def test_a_cosine_falls_to_its_floor():
+def test_a_cosine_decays_to_its_final_fraction():
     found = factors(decay="cosine", final_fraction=0.1)
-    half_waves = [0.1 + 0.45 * (1 + math.cos(math.pi * (update - 10) / 90)) for update in range(10, UPDATES)]
+    half_waves = [0.1 + 0.45 * (1 + math.cos(math.pi * (step - 10) / 90)) for step in range(10, STEPS)]
     assert found == pytest.approx(RISE + half_waves)
 
 
-def test_updates_take_up_all_rows_one_after_another():
-    schedule = Schedule(context=8, max_tokens=1000, batch_tokens=32)
-    taken = [position for update in range(len(schedule)) for position in schedule.positions(update)]
-    assert taken == list(range(128))  # 32 updates of four rows: the last goes beyond 1,000 tokens
-    assert [schedule.update_at(schedule.tokens_before(update)) for update in range(33)] == list(range(33))
+def test_steps_use_all_sequences_in_order():
+    schedule = make_schedule()
+    taken = [index for step in range(len(schedule)) for index in schedule.sequences(step)]
+    assert taken == list(range(128))  # 32 steps of four sequences: the last goes beyond 1,000 tokens
+    assert [schedule.step_at(schedule.tokens_before(step)) for step in range(33)] == list(range(33))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_tokens": 12}, "12 tokens is no whole number of rows of 8"),
+        ({"batch_tokens": 12}, "batch_tokens 12 is not a multiple of the context, 8 tokens"),
         ({"warmup_tokens": 1000}, "warmup_tokens 1000 must be less"),
     ],
 )
-def test_numbers_that_do_not_fit_are_named(changes, message):
+def test_values_that_contradict_each_other_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Schedule(**({"context": 8, "max_tokens": 1000, "batch_tokens": 64} | changes))
+        make_schedule(**changes)

@@ -1,4 +1,4 @@
-"""Pretraining: what an update computes, what a run leaves behind, and that a resumed run is the run."""
+"""Pretraining: what a step computes, what a run writes, and that a resumed run equals one that never stopped."""
 
 import functools
 import gc
@@ -22,24 +22,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from command_line import parse
+from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
-from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.models import make_model
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training import checkpoint, loop, recipe
+from healthslm.training import checkpoint, learner, log, loop, recipe
 from healthslm.training.checkpoint import find_damage
 from healthslm.training.gradients import accumulate_gradients, micro_batches
 from healthslm.training.loop import pretrain
-from healthslm.training.metrics import read_metrics
-from healthslm.training.packing import PackedRows
+from healthslm.training.options import PretrainOptions
+from healthslm.training.packing import PackedSequences
 from healthslm.training.precision import bf16_autocast
-from healthslm.training.recipe import PretrainOptions
+from healthslm.training.run_folder import read_metrics
 
 TINY_GPT2 = {
     "model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
 }  # fmt: skip
-UPDATES = 8
+STEPS = 8
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -47,8 +47,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def options(sample_folders) -> Callable[..., PretrainOptions]:
     def make(output: Path, **changes) -> PretrainOptions:
         values = {
-            "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": UPDATES * 512, "batch_tokens": 512,
-            "micro_batch_rows": 4, "learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 4,
+            "model": TINY_MODEL, "tokens": sample_folders.tokens, "max_tokens": STEPS * 512, "batch_tokens": 512,
+            "micro_batch_size": 4, "learning_rate": 3e-3, "warmup_tokens": 1024, "evaluate_every": 4,
             "evaluation_documents": 3, "save_every": 4,
         }  # fmt: skip
         return PretrainOptions(output=output, **(values | changes))
@@ -73,7 +73,7 @@ def finished_run(options, precision, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_its_documentation_says(finished_run):
-    names = {path.name for path in finished_run.iterdir()} - {"tensorboard"}
+    names = {path.name for path in finished_run.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "best", "curve.png"}
     assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == ["step-4", "step-8"]
 
@@ -95,13 +95,13 @@ def test_checkpoints_are_models_that_open_with_their_tokenizer(finished_run):
 
 def test_training_learns(finished_run):
     losses = [record["loss"] for record in read_metrics(finished_run) if "loss" in record]
-    assert len(losses) == UPDATES
+    assert len(losses) == STEPS
     assert losses[-1] < losses[0] - 0.1
 
 
 def test_best_is_the_model_with_the_fewest_validation_bits(finished_run, sample_folders):
     recorded = [r["validation_bits_per_byte"] for r in read_metrics(finished_run) if "validation_bits_per_byte" in r]
-    assert len(recorded) == 3  # at the start, at update 4 and at the end
+    assert len(recorded) == 3  # at the start, at step 4 and at the end
     split = TokenizedSplit(sample_folders.tokens, "validation")
     best = AutoModelForCausalLM.from_pretrained(finished_run / "best", trust_remote_code=True)
     with bf16_autocast(torch.device("cpu")):  # as training computes it
@@ -139,30 +139,31 @@ def test_a_resumed_run_ends_with_the_bytes_of_one_that_never_stopped(options, pr
     assert without_speed[0] == without_speed[1]
 
 
-def test_a_device_that_is_an_update_ahead_of_its_notes_ends_with_the_same_bytes(options, tmp_path, monkeypatch):
-    """As a GPU is."""
-    in_step, ahead = tmp_path / "in step", tmp_path / "ahead"
+def test_a_device_with_a_queue_ends_with_the_same_bytes(options, tmp_path, monkeypatch):
+    """A GPU computes a step while the host records the one before."""
+    waiting, ahead = tmp_path / "waiting", tmp_path / "ahead"
     changes = {"muon_learning_rate": 5e-3, "save_every": 3, "evaluate_every": 5, "keep_checkpoints": 9}
-    pretrain(options(in_step, **changes))
-    monkeypatch.setattr(loop, "updates_ahead", lambda device: 1)
+    pretrain(options(waiting, **changes))
+    monkeypatch.setattr(loop, "steps_ahead", lambda device: 1)
     pretrain(options(ahead, **changes))
     for step in (3, 6, 8):
         for name in ("model.safetensors", "optimizer.safetensors", "training_state.json"):
             file = f"checkpoints/step-{step}/{name}"
-            assert (ahead / file).read_bytes() == (in_step / file).read_bytes()
-    noted = [[(r["update"], r.get("loss")) for r in read_metrics(run)] for run in (in_step, ahead)]
-    assert noted[0] == noted[1]
+            assert (ahead / file).read_bytes() == (waiting / file).read_bytes()
+    losses = [[(r["step"], r.get("loss")) for r in read_metrics(run)] for run in (waiting, ahead)]
+    assert losses[0] == losses[1]
 
 
-def test_a_run_may_be_resumed_on_its_last_checkpoint(finished_run, options, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(finished_run, options, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    before = weights(run / "checkpoints/step-8")
     pretrain(options(run, resume=True))
-    assert weights(run / "checkpoints/step-8") == before
+    assert weights(run / "checkpoints/step-8") == weights(finished_run / "checkpoints/step-8")
+    steps = [record["step"] for record in read_metrics(run) if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
 
 
-def test_training_goes_on_from_the_weights_of_a_folder(finished_run, options, tmp_path):
+def test_training_starts_from_the_weights_of_a_folder(finished_run, options, tmp_path):
     pretrain(options(tmp_path / "further", model=str(finished_run / "best"), learning_rate=0.0, weight_decay=0.0))
     assert weights(tmp_path / "further/best") == weights(finished_run / "best")
 
@@ -182,7 +183,9 @@ def other_tokens(sample_folders, tmp_path_factory) -> Path:
     return root / "tokens"
 
 
-def test_weights_refuse_the_tokens_of_another_tokenizer_unless_told_so(finished_run, options, other_tokens, tmp_path):
+def test_trained_weights_refuse_tokens_of_another_tokenizer_unless_accepted(
+    finished_run, options, other_tokens, tmp_path
+):
     changes = {"model": str(finished_run / "best"), "tokens": other_tokens, "max_tokens": 512}
     with pytest.raises(UserError, match=f"not the tokenizer of the weights in {finished_run}/best.*--accept-changes"):
         pretrain(options(tmp_path / "run", **changes))
@@ -197,7 +200,7 @@ def test_a_configuration_without_weights_takes_any_tokenizer(finished_run, optio
     pretrain(options(tmp_path / "run", model=str(folder), tokens=other_tokens, max_tokens=512))
 
 
-def test_weights_of_the_hub_refuse_the_tokens_of_another_tokenizer(options, sample_folders, other_tokens, tmp_path):
+def test_weights_from_the_hub_refuse_tokens_of_another_tokenizer(options, sample_folders, other_tokens, tmp_path):
     """Of a repository like GPT-2's: with the vocabulary and the merges in files of their own, and no tokenizer.json."""
     repository = Path(constants.HF_HUB_CACHE) / "models--someone--tiny"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -218,7 +221,7 @@ def test_weights_of_the_hub_refuse_the_tokens_of_another_tokenizer(options, samp
         pretrain(options(tmp_path / "other", model="someone/tiny", tokens=other_tokens, max_tokens=512))
 
 
-def test_weights_without_a_tokenizer_are_not_compared_but_refused(finished_run, options, tmp_path):
+def test_weights_without_a_tokenizer_are_refused(finished_run, options, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -233,33 +236,35 @@ def fp32(monkeypatch):
     set_precision("fp32", monkeypatch.setattr)
 
 
-def gradients_of(model: PreTrainedModel, rows: PackedRows, positions: range, micro_batch_rows: int) -> torch.Tensor:
+def gradients_of(
+    model: PreTrainedModel, sequences: PackedSequences, indices: range, micro_batch_size: int
+) -> torch.Tensor:
     """Accumulate the gradients of one step; returns its loss."""
     accelerator = Accelerator(cpu=True)
-    (batches,) = micro_batches(accelerator, model, rows, [positions], micro_batch_rows)
+    (batches,) = micro_batches(accelerator, model, sequences, [indices], micro_batch_size)
     return accumulate_gradients(accelerator, model, batches)
 
 
 def test_four_micro_batches_of_one_row_give_the_gradients_of_one_of_four(sample_folders, fp32):
-    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     found = []
-    for micro_batch_rows in (1, 4):
+    for micro_batch_size in (1, 4):
         torch.manual_seed(0)
         model = make_model(TINY_MODEL).train()
-        loss = gradients_of(model, rows, range(8, 12), micro_batch_rows)
+        loss = gradients_of(model, sequences, range(8, 12), micro_batch_size)
         found.append((loss, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_loss_of_an_update_is_the_mean_over_its_tokens(sample_folders, fp32):
-    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     model = make_model(TINY_MODEL).train()
-    loss = gradients_of(model, rows, range(4), 2)
-    # Each document of each row by itself, so that nothing but the definition is at work.
-    batch = {name: torch.from_numpy(array) for name, array in rows.batch(range(4)).items()}
+    loss = gradients_of(model, sequences, range(4), 2)
+    # Each document of each sequence by itself, so that nothing but the definition is at work.
+    batch = {name: torch.from_numpy(array) for name, array in sequences.batch(range(4)).items()}
     nats = []
-    for inputs, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
-        starts = (positions == 0).nonzero().flatten().tolist()
+    for inputs, labels, indices in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+        starts = (indices == 0).nonzero().flatten().tolist()
         for start, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
             logits = model(inputs[None, start:end]).logits[0]
             nats.append(torch.nn.functional.cross_entropy(logits, labels[start:end], reduction="none"))
@@ -267,14 +272,14 @@ def test_the_loss_of_an_update_is_the_mean_over_its_tokens(sample_folders, fp32)
 
 
 def test_bf16_keeps_weights_gradients_and_loss_in_fp32(sample_folders, monkeypatch):
-    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     losses, products = [], set()
     for precision in ("fp32", "bf16"):
         set_precision(precision, monkeypatch.setattr)
         torch.manual_seed(0)
         model = make_model(TINY_MODEL).train()
         model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *call: products.add(call[-1].dtype))
-        losses.append(gradients_of(model, rows, range(4), 2))
+        losses.append(gradients_of(model, sequences, range(4), 2))
         assert {parameter.grad.dtype for parameter in model.parameters()} == {losses[-1].dtype} == {torch.float32}
     assert products == {torch.float32, torch.bfloat16}
     assert losses[0] != losses[1]
@@ -285,15 +290,15 @@ def test_bf16_keeps_weights_gradients_and_loss_in_fp32(sample_folders, monkeypat
 def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
     options, sample_folders, tmp_path, fp32, monkeypatch, max_grad_norm
 ):
-    """Read off the moments that one update of AdamW leaves: the first is (1 - 0.9) times the gradient, the second
+    """Read off the moments that one step of AdamW leaves: the first is (1 - 0.9) times the gradient, the second
     (1 - 0.95) times its square."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # a GPU would compute in bf16
     pretrain(options(tmp_path / "run", max_tokens=512, warmup_tokens=0, max_grad_norm=max_grad_norm))
     (recorded,) = (record["grad_norm"] for record in read_metrics(tmp_path / "run") if "grad_norm" in record)
     moments = load_file(tmp_path / "run/checkpoints/step-1/optimizer.safetensors")
 
-    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
-    batch = {name: torch.from_numpy(array) for name, array in rows.batch(range(8)).items()}
+    sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    batch = {name: torch.from_numpy(array) for name, array in sequences.batch(range(8)).items()}
     torch.manual_seed(0)
     model = make_model(TINY_MODEL).train()
     logits = model(batch["input_ids"], position_ids=batch["position_ids"]).logits
@@ -316,7 +321,7 @@ def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
         ({"model": {"model_type": "gtp2"}}, "gtp2"),
         ({"model": {"model_type": "gpt2", "n_layers": 3}}, "n_layers"),
         ({"model": "no/such/folder/or/name"}, "no/such/folder/or/name"),
-        ({"batch_tokens": 500}, "no multiple of 256.*256 is"),
+        ({"batch_tokens": 500}, "not a multiple of 256.*use 256"),
         ({"tokens": Path("no-such-folder")}, "no-such-folder"),
         ({"resume": True}, "no run to resume"),
         ({"context": 512}, "context: must be at most 64, the model's context, not 512"),
@@ -331,13 +336,13 @@ def test_a_mistake_is_named_before_anything_is_written(options, tmp_path, change
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_has_no_checkpoint_yet_begins_again(finished_run, options, tmp_path):
+def test_a_run_without_a_checkpoint_starts_again(finished_run, options, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "checkpoints")
     pretrain(options(run, resume=True))
     assert weights(run / "checkpoints/step-8") == weights(finished_run / "checkpoints/step-8")
-    assert [r["update"] for r in read_metrics(run) if "loss" in r] == list(range(1, UPDATES + 1))
+    assert [r["step"] for r in read_metrics(run) if "loss" in r] == list(range(1, STEPS + 1))
 
 
 def test_a_run_is_not_overwritten(finished_run, options):
@@ -347,7 +352,7 @@ def test_a_run_is_not_overwritten(finished_run, options):
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(finished_run, options, tmp_path, caplog):
+def test_a_run_resumes_from_the_newest_valid_checkpoint(finished_run, options, tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     damaged = run / "checkpoints/step-8/optimizer.safetensors"
@@ -367,14 +372,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("changes", "message"), CHANGES.values(), ids=CHANGES)
-def test_a_run_is_not_resumed_with_other_options_unless_told_so(finished_run, options, tmp_path, changes, message):
+def test_a_run_is_not_resumed_with_other_options_unless_accepted(finished_run, options, tmp_path, changes, message):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shutil.rmtree(run / "checkpoints/step-8")
     with pytest.raises(UserError, match=message):
         pretrain(options(run, resume=True, **changes))
     pretrain(options(run, resume=True, accept_changes=True, **changes))
-    assert read_metrics(run)[-1]["tokens"] == changes.get("max_tokens", UPDATES * 512)
+    assert read_metrics(run)[-1]["tokens"] == changes.get("max_tokens", STEPS * 512)
 
 
 def test_a_run_is_not_resumed_on_another_corpus(finished_run, options, sample_folders, tmp_path):
@@ -389,23 +394,52 @@ def test_a_run_is_not_resumed_on_another_corpus(finished_run, options, sample_fo
         pretrain(options(run, resume=True, tokens=tokens))
 
 
-def test_options_that_change_no_result_may_change(finished_run, options, tmp_path):
+def test_options_that_do_not_affect_the_result_may_change_when_a_run_is_resumed(finished_run, options, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    pretrain(options(run, resume=True, micro_batch_rows=2, save_every=1, evaluate_every=8, keep_checkpoints=1))
+    shutil.rmtree(run / "checkpoints/step-8")
+    pretrain(options(run, resume=True, micro_batch_size=2, save_every=1, evaluate_every=8, keep_checkpoints=1))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-8"]
+    # Smaller micro-batches add the same gradients in another order: compared with the four steps, a rounding error.
+    start, whole = (load_file(finished_run / f"checkpoints/step-{step}/model.safetensors") for step in (4, 8))
+    resumed = load_file(run / "checkpoints/step-8/model.safetensors")
+    for name in whole:
+        assert (resumed[name] - whole[name]).norm() < 0.02 * (whole[name] - start[name]).norm(), name
+
+
+def test_a_tracker_gets_the_numbers_of_the_metrics(options, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    pretrain(options(run, report_to="tensorboard"))
+    shutil.rmtree(run / "checkpoints/step-8")
+    pretrain(options(run, report_to="tensorboard", resume=True))
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    losses = [(record["step"], record["loss"]) for record in read_metrics(run) if "loss" in record]
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [
+        (step, pytest.approx(loss)) for step, loss in losses
+    ]
+    assert [event.step for event in board.Scalars("validation_bits_per_byte")] == [0, 4, 8]
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(options, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--report-to wandb: wandb is not installed: pip install wandb"):
+        pretrain(options(tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
-def spoilt_updates(monkeypatch) -> Callable[..., None]:
-    """Have the loss of some updates, counted from 0, or their gradients, become infinite, or all gradients zero."""
-    real = loop.accumulate_gradients
+def failing_steps(monkeypatch) -> Callable[..., None]:
+    """Make the loss or the gradients of some steps, counted from 0, infinite, or all their gradients zero."""
+    real = learner.accumulate_gradients
 
-    def spoil(updates: range, what: str) -> None:
+    def fail(steps: range, what: str) -> None:
         calls = iter(range(1000))
 
         def accumulate(accelerator, model, *arguments):
             loss = real(accelerator, model, *arguments)
-            if next(calls) in updates:
+            if next(calls) in steps:
                 if what == "loss":
                     return loss * torch.inf
                 if what == "no gradient":
@@ -415,30 +449,30 @@ def spoilt_updates(monkeypatch) -> Callable[..., None]:
                     next(model.parameters()).grad[0] = torch.nan
             return loss
 
-        monkeypatch.setattr(loop, "accumulate_gradients", accumulate)
+        monkeypatch.setattr(learner, "accumulate_gradients", accumulate)
 
-    return spoil
+    return fail
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "no gradient"])
-def test_an_update_that_failed_changes_nothing_but_the_place_in_the_data(
-    options, finished_run, tmp_path, spoilt_updates, what
+def test_a_failed_step_changes_nothing_but_the_position_in_the_data(
+    options, finished_run, tmp_path, failing_steps, what
 ):
-    """Update 4 is skipped: before it weights and moments are those of the whole run, after it they go on from there."""
-    spoilt_updates(range(4, 5), what)
+    """The fifth step is skipped: weights and moments are the same before and after it."""
+    failing_steps(range(4, 5), what)
     run = tmp_path / "run"
     pretrain(options(run, max_tokens=5 * 512, save_every=1, keep_checkpoints=9))
     for name in ("model.safetensors", "optimizer.safetensors"):
         before, after = (run / f"checkpoints/step-{step}" / name for step in (4, 5))
         assert before.read_bytes() == after.read_bytes()
     (skipped,) = (record for record in read_metrics(run) if "skipped" in record)
-    assert skipped["update"] == 5 and skipped["skipped"]["positions"] == [32, 40] and "loss" not in skipped
+    assert skipped["step"] == 5 and skipped["skipped"]["sequences"] == [32, 40] and "loss" not in skipped
     documents = skipped["skipped"]["documents"]
-    assert len(documents) == 8 and all(0 <= number < 10**6 for row in documents for number in row)
+    assert len(documents) == 8 and all(0 <= number < 10**6 for sequence in documents for number in sequence)
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_a_plain_one(finished_run, options, tmp_path, monkeypatch):
+def test_a_compiled_model_trains_like_an_eager_one(finished_run, options, tmp_path, monkeypatch):
     compilers = []
 
     def compiler(graph, inputs):
@@ -456,28 +490,28 @@ def test_a_compiled_network_trains_as_a_plain_one(finished_run, options, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["gradient", "no gradient"])
-def test_a_run_gives_up_when_too_many_updates_in_a_row_fail(options, tmp_path, spoilt_updates, monkeypatch, what):
+def test_a_run_ends_when_too_many_steps_in_a_row_fail(options, tmp_path, failing_steps, monkeypatch, what):
     monkeypatch.setattr(loop, "MAX_SKIPPED_IN_A_ROW", 3)
-    spoilt_updates(range(4, 9), what)
+    failing_steps(range(4, 9), what)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=f"3 updates in a row failed.*last good checkpoint is {run}/checkpoints/step-4"):
+    with pytest.raises(UserError, match=f"3 steps in a row failed.*the last checkpoint is {run}/checkpoints/step-4"):
         pretrain(options(run))
     assert find_damage(run / "checkpoints/step-4") is None
 
 
-def test_a_leap_of_the_loss_is_noted_with_its_place(options, tmp_path, monkeypatch):
-    real = loop.accumulate_gradients
+def test_a_jump_of_the_loss_is_recorded_with_its_sequences(options, tmp_path, monkeypatch):
+    real = learner.accumulate_gradients
     calls = iter(range(1000))
     monkeypatch.setattr(
-        loop, "accumulate_gradients", lambda *arguments: real(*arguments) * (3.0 if next(calls) == 104 else 1.0)
+        learner, "accumulate_gradients", lambda *arguments: real(*arguments) * (3.0 if next(calls) == 104 else 1.0)
     )
     small = TINY_MODEL | {"num_hidden_layers": 1}
     pretrain(options(tmp_path / "run", model=small, max_tokens=106 * 256, batch_tokens=256, evaluate_every=1000))
     (spike,) = (record for record in read_metrics(tmp_path / "run") if "spike" in record)
-    assert spike["update"] == 105 and spike["spike"]["positions"] == [104 * 4, 105 * 4]
+    assert spike["step"] == 105 and spike["spike"]["sequences"] == [104 * 4, 105 * 4]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(options, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint_valid(options, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -490,22 +524,22 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(options, tmp_path, monkeyp
     assert find_damage(tmp_path / "run/checkpoints/step-4") is None
 
 
-def test_mistakes_reach_people_in_one_line(run_script, sample_folders, tmp_path):
+def test_a_mistake_is_reported_in_one_line(run_script, sample_folders, tmp_path):
     done = run_script(
         "pretrain", "--model", json.dumps(TINY_MODEL | {"vocab_size": 300}), "--tokens", sample_folders.tokens,
-        "--output", tmp_path / "run", "--max-tokens", 512, "--batch-tokens", 512, "--micro-batch-rows", 4,
+        "--output", tmp_path / "run", "--max-tokens", 512, "--batch-tokens", 512, "--micro-batch-size", 4,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_a_disk_that_is_full_leaves_no_half_checkpoint(options, sample_folders, small_disk):
+def test_a_full_disk_leaves_no_incomplete_checkpoint(options, sample_folders, small_disk):
     with pytest.raises(UserError, match="no space left"):
         pretrain(options(small_disk / "run"))
     assert not list(small_disk.rglob("step-*")) and not (small_disk / "run" / "best").exists()
 
 
-def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, repository, tmp_path):
+def test_training_needs_no_optional_package(sample_folders, repository, tmp_path):
     absent = (
         "datasets",
         "datatrove",
@@ -520,7 +554,7 @@ def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, reposito
     )
     arguments = [
         "pretrain", "--model", json.dumps(TINY_MODEL), "--tokens", sample_folders.tokens, "--output", tmp_path / "run",
-        "--max-tokens", 256, "--batch-tokens", 256, "--micro-batch-rows", 4, "--evaluation-documents", 1,
+        "--max-tokens", 256, "--batch-tokens", 256, "--micro-batch-size", 4, "--evaluation-documents", 1,
     ]  # fmt: skip
     program = (
         "import runpy, sys\n"
@@ -534,68 +568,68 @@ def test_training_needs_no_more_than_a_bare_machine_has(sample_folders, reposito
     assert (tmp_path / "run/best/model.safetensors").exists()
 
 
-def test_progress_is_told_after_every_micro_batch_and_adds_up_to_the_step(sample_folders):
-    rows = PackedRows(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
-    told: list[int] = []
+def test_progress_is_reported_after_every_micro_batch(sample_folders):
+    sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
+    reported: list[int] = []
     model = make_model(TINY_MODEL).train()
-    (batches,) = micro_batches(Accelerator(cpu=True), model, rows, [range(8)], 2)
-    accumulate_gradients(Accelerator(cpu=True), model, batches, progress=told.append)
-    assert told == [2 * 64] * 4
+    (batches,) = micro_batches(Accelerator(cpu=True), model, sequences, [range(8)], 2)
+    accumulate_gradients(Accelerator(cpu=True), model, batches, progress=reported.append)
+    assert reported == [2 * 64] * 4
 
 
-def test_the_bar_moves_within_a_step_and_ends_at_the_tokens_of_the_run(options, tmp_path, monkeypatch):
+def test_the_progress_bar_moves_within_a_step_and_ends_at_the_tokens_of_the_run(options, tmp_path, monkeypatch):
     seen: list[int] = []
 
-    class Bar(loop.tqdm):
+    class Bar(log.tqdm):
         def update(self, n=1):
             super().update(n)
             seen.append(self.n)
 
-    monkeypatch.setattr(loop, "tqdm", Bar)
-    pretrain(options(tmp_path / "run", max_tokens=3 * 512, micro_batch_rows=2))
+    monkeypatch.setattr(log, "tqdm", Bar)
+    pretrain(options(tmp_path / "run", max_tokens=3 * 512, micro_batch_size=2))
     assert seen == list(range(128, 3 * 512 + 1, 128))
 
 
-def test_the_bar_s_time_left_does_not_count_evaluations(options, tmp_path, monkeypatch):
-    """Evaluations of a second each among steps of a few milliseconds."""
+def test_the_remaining_time_does_not_include_evaluations(options, tmp_path, monkeypatch):
+    """Evaluations take a second each, steps a few milliseconds."""
     real, spent = loop.score_documents, []
 
     def slowly(*arguments, **settings):
         time.sleep(1.0)
         return real(*arguments, **settings)
 
-    class Bar(loop.tqdm):
+    class Bar(log.tqdm):
         def close(self):
             if not self.disable:
                 spent.append(self.format_dict["elapsed"])
             super().close()
 
     monkeypatch.setattr(loop, "score_documents", slowly)
-    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(log, "tqdm", Bar)
     started = time.monotonic()
     pretrain(options(tmp_path / "run", max_tokens=2 * 512, evaluate_every=1))
     whole = time.monotonic() - started
     assert whole > 3.0 and spent[0] < whole - 3.0
 
 
-def test_many_passes_over_a_small_corpus_are_warned_of(options, sample_folders, tmp_path, caplog, monkeypatch):
+def test_a_run_warns_of_many_epochs_of_a_small_corpus(options, sample_folders, tmp_path, caplog, monkeypatch):
     tokens = TokenizedSplit(sample_folders.tokens, "train").num_tokens
     pretrain(options(tmp_path / "run", max_tokens=20 * tokens - 512, dry_run=True))
-    assert not [record for record in caplog.records if "passes" in record.message]
+    assert not [record for record in caplog.records if "epochs" in record.message]
     pretrain(options(tmp_path / "run", max_tokens=174 * tokens, dry_run=True))
-    (warning,) = (record for record in caplog.records if "passes" in record.message)
+    (warning,) = (record for record in caplog.records if "epochs" in record.message)
     assert warning.levelname == "WARNING"
-    assert f"174 passes over a corpus of {tokens:,} tokens" in warning.message
-    assert f"lower max_tokens (20 passes are {20 * tokens:,})" in warning.message
+    assert f"174 epochs of a corpus of {tokens:,} tokens" in warning.message
+    assert f"lower max_tokens (20 epochs are {20 * tokens:,})" in warning.message
 
     caplog.clear()
-    monkeypatch.setattr(recipe, "MANY_PASSES", 0)  # so that a short run has many
+    monkeypatch.setattr(recipe, "MANY_EPOCHS", 0)  # so that a short run has many
     pretrain(options(tmp_path / "run", max_tokens=512))
-    assert [record for record in caplog.records if "passes over a corpus" in record.message]
+    assert [record for record in caplog.records if "epochs of a corpus" in record.message]
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(finished_run, precision, tmp_path):
+def test_two_processes_train_like_one(finished_run, precision, tmp_path):
     recipe = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"output": str(tmp_path / "two")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

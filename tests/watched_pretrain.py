@@ -1,8 +1,8 @@
-"""`scripts/pretrain.py` as a test starts it: in fp32, with what befalls a process and a record of its work.
+"""`scripts/pretrain.py` for tests: in fp32, with a failure of one process, and with a record of what each one did.
 
     python tests/watched_pretrain.py '{"record": "record"}' --recipe recipe.yaml
 
-Processes that torchrun, `accelerate launch` or a scheduler started find one another by their environment, as always.
+Processes started by torchrun, `accelerate launch` or a scheduler find each other by their environment, as usual.
 """
 
 import gc
@@ -22,70 +22,70 @@ from in_precision import set_precision
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from healthslm.training import loop
-from healthslm.training.packing import PackedRows
+from healthslm.training import learner, loop
+from healthslm.training.packing import PackedSequences
 
 RANK = int(os.environ.get("RANK", "0"))
 
 
 @dataclass
 class Watch:
-    """What a test asks for. Updates count from 1, and happen to the process of rank 1 alone."""
+    """What a test asks for. Failures happen to the process of rank 1 only, in a step counted from 1."""
 
     record: str
-    """Folder for RANK.json: `rows`, the positions and tokens that the process read, `parameters`, how many it holds,
-    and `weights`, their checksum at each checkpoint; and for RANK.wrapped: how many wrapped models there still are when
-    the group of the processes ends."""
+    """Folder for RANK.json and RANK.wrapped. The first has `sequences`, the indices and tokens that the process read,
+    `parameters`, the number that it holds, and `weights`, their checksum at each checkpoint. The second has the number
+    of wrapped models that still exist when the process group ends."""
     signal: str | None = None
-    """Signal that it is sent in the midst of `update`."""
+    """Signal sent to the process during `step`."""
     nan: bool = False
-    """Whether its loss is not a number in `update`."""
-    update: int = 0
+    """Whether its loss is not a number in `step`."""
+    step: int = 0
     output: str | None = None
-    """Another run folder, for it alone."""
+    """Another run folder, for this process only."""
     sharded: bool = False
-    """Have Accelerate take the CPU for several GPUs, the only devices over which it shards weights."""
+    """Make Accelerate treat the CPU as several GPUs, the only devices over which it shards weights."""
 
 
 def watch_over(watch: Watch) -> None:
-    rows, weights, updates = [], [], 0
-    batch_of = PackedRows.batch
-    accumulate_gradients, save_checkpoint = loop.accumulate_gradients, loop.save_checkpoint
+    sequences, weights, steps = [], [], 0
+    batch_of = PackedSequences.batch
+    accumulate_gradients, save_checkpoint = learner.accumulate_gradients, loop.save_checkpoint
 
-    def batch(self: PackedRows, positions: range) -> dict:
-        found = batch_of(self, positions)
-        rows.append({"positions": list(positions), "tokens": found["input_ids"].tolist()})
+    def batch(self: PackedSequences, indices: range) -> dict:
+        found = batch_of(self, indices)
+        sequences.append({"indices": list(indices), "tokens": found["input_ids"].tolist()})
         return found
 
     def accumulate(accelerator, model, *arguments, **settings):
-        nonlocal updates
-        updates += 1
-        befallen = RANK == 1 and updates == watch.update
-        if befallen and watch.signal:
+        nonlocal steps
+        steps += 1
+        fails = RANK == 1 and steps == watch.step
+        if fails and watch.signal:
             os.kill(os.getpid(), signal.Signals[watch.signal])
-        bare_model = accelerator.unwrap_model(model)
-        hook = bare_model.register_forward_hook(spoil_loss) if befallen and watch.nan else None
+        unwrapped_model = accelerator.unwrap_model(model)
+        hook = unwrapped_model.register_forward_hook(lose_loss) if fails and watch.nan else None
         loss = accumulate_gradients(accelerator, model, *arguments, **settings)
         if hook is not None:
             hook.remove()
         return loss
 
-    def save(checkpoints: Path, update: int, model: torch.nn.Module, *arguments, **settings):
-        save_checkpoint(checkpoints, update, model, *arguments, **settings)
+    def save(checkpoints: Path, step: int, model: torch.nn.Module, *arguments, **settings):
+        save_checkpoint(checkpoints, step, model, *arguments, **settings)
         held = [local(parameter.detach()) for parameter in model.parameters()]
         weights.append(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held)).hexdigest())
-        told = {"rows": rows, "parameters": sum(tensor.numel() for tensor in held), "weights": weights}
-        Path(watch.record, f"{RANK}.json").write_text(json.dumps(told))
+        record = {"sequences": sequences, "parameters": sum(tensor.numel() for tensor in held), "weights": weights}
+        Path(watch.record, f"{RANK}.json").write_text(json.dumps(record))
 
     def end_training(self: Accelerator) -> None:
-        # Not by isinstance, which asks lazy modules for their class and so imports them.
+        # isinstance would ask lazy modules for their class, and so import them.
         wrapped = sum(type(held) is DistributedDataParallel for held in gc.get_objects())
         Path(watch.record, f"{RANK}.wrapped").write_text(str(wrapped))
         end_of_accelerate(self)
 
     end_of_accelerate, Accelerator.end_training = Accelerator.end_training, end_training
-    PackedRows.batch = batch
-    loop.accumulate_gradients = accumulate
+    PackedSequences.batch = batch
+    learner.accumulate_gradients = accumulate
     loop.save_checkpoint = save
 
 
@@ -93,7 +93,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def spoil_loss(model: torch.nn.Module, inputs: tuple, output):
+def lose_loss(model: torch.nn.Module, inputs: tuple, output):
     output.loss = output.loss * math.nan
     return output
 
@@ -110,6 +110,6 @@ if __name__ == "__main__":
     sys.argv = ["pretrain.py", *arguments]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
     from command_line import run
-    from healthslm.training.recipe import PretrainOptions
+    from healthslm.training.options import PretrainOptions
 
     run(loop.pretrain, PretrainOptions)

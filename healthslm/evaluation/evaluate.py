@@ -7,10 +7,10 @@ from typing import Annotated
 
 import numpy as np
 
+from healthslm.bits_per_byte import score_documents
 from healthslm.corpus.sources import find_sources, read_rows
 from healthslm.documents import document_text
 from healthslm.errors import UserError
-from healthslm.evaluation.bits_per_byte import score_documents
 from healthslm.files import write_json
 from healthslm.models import Device, choose_context, open_model
 from healthslm.options import CheckedOptions, Range

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from healthslm.corpus.figures import BLUE, COLOURS, STYLE, VERMILION
-from healthslm.training.metrics import draw_curve
+from healthslm.training.log import draw_curve
 
 TRAINING = "training.png"
 BITS_PER_BYTE, GROUPS, MINIMAL_PAIRS, MEMORISATION = FIGURES = tuple(

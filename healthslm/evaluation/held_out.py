@@ -2,7 +2,7 @@
 
 The definitions:
 
-- A document's **bits** are those of `healthslm.evaluation.bits_per_byte`. The parts of a document that is longer than
+- A document's **bits** are those of `healthslm.bits_per_byte`. The parts of a document that is longer than
   a context have its id and count as one document, since they are not independent of each other.
 - **Bits per byte** of a group of documents is the sum of their bits over the sum of their UTF-8 bytes, so a long
   document counts for more than a short one.
@@ -28,9 +28,9 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from healthslm.bits_per_byte import token_bits
 from healthslm.documents import document_text
 from healthslm.errors import UserError
-from healthslm.evaluation.bits_per_byte import token_bits
 from healthslm.models import Device, open_model
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 

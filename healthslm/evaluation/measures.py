@@ -51,11 +51,9 @@ from healthslm.evaluation.question_answering import measure_hub_tasks, measure_p
 from healthslm.files import file_sha256, read_json, write_json
 from healthslm.models import Device, find_device, open_model
 from healthslm.options import CheckedOptions, PositiveInt
-from healthslm.release.training_report import report_training, tokens_seen
 from healthslm.tokenization.encoding import load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
-from healthslm.training.metrics import METRICS_FILE
-from healthslm.training.recipe import CONFIG_FILE
+from healthslm.training.run_folder import CONFIG_FILE, METRICS_FILE, report_training, tokens_seen
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +172,8 @@ class Subject:
         if options.training is None:
             return np.arange(len(train))
         report = report_training(options.training, Path(options.model), hardware="of no account here")
-        rows, positions = report.rows(train, self.model.config.max_position_embeddings)
-        return rows.documents_opened(positions, OPENING_TOKENS)
+        sequences, indices = report.sequences(train, self.model.config.max_position_embeddings)
+        return sequences.documents_opened(indices, OPENING_TOKENS)
 
 
 def _weights(model: str) -> str:

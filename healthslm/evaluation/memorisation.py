@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from healthslm.evaluation.bits_per_byte import document_bits
+from healthslm.bits_per_byte import document_bits
 from healthslm.evaluation.held_out import figures
 from healthslm.evaluation.intervals import mean, share
 from healthslm.generation import GREEDY, continue_prompts

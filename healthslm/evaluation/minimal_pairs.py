@@ -47,8 +47,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from healthslm.bits_per_byte import document_bits
 from healthslm.documents import document_text, hash_key
-from healthslm.evaluation.bits_per_byte import document_bits
 from healthslm.evaluation.intervals import share
 from healthslm.evaluation.sentences import sentence_end
 from healthslm.tokenization.encoding import encode_texts, separator_id

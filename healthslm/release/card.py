@@ -25,8 +25,8 @@ from healthslm.evaluation.measures import PUBMED_IDS
 from healthslm.evaluation.question_answering import macro_f1
 from healthslm.files import file_sha256
 from healthslm.release.training_data import CORPUS_CARD, TrainingData
-from healthslm.release.training_report import TrainingReport
 from healthslm.training.hardware import describe_hardware
+from healthslm.training.run_folder import TrainingReport
 
 NAME = "HealthSLM"
 README = "README.md"

@@ -39,9 +39,7 @@ from healthslm.files import file_sha256, publish, read_json, remove_partials, wr
 from healthslm.models import REPOSITORY, open_model
 from healthslm.release.card import FIGURES_FOLDER, NAME, Release, write_pages
 from healthslm.release.training_data import TrainingData, describe_training_data
-from healthslm.release.training_report import TrainingReport, check_tokens, report_training
-from healthslm.training.metrics import METRICS_FILE, write_metrics
-from healthslm.training.recipe import CONFIG_FILE
+from healthslm.training.run_folder import CONFIG_FILE, TrainingReport, check_tokens, report_training, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +176,7 @@ def stage_training(training: TrainingReport, folder: Path) -> None:
     """Write the recipe and the metrics of a run, up to the update of the weights, as its own folder has them."""
     folder.mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(training.options, sort_keys=False), encoding="utf-8")
-    write_metrics(folder / METRICS_FILE, training.records)
+    write_metrics(folder, training.records)
 
 
 def evaluate(options: ReleaseOptions, model: Path, output: Path, measures: list[str]) -> None:

@@ -1,1 +1,1 @@
-"""From arrays of tokens to weights."""
+"""Pretraining: from tokens to weights."""

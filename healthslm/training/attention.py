@@ -1,11 +1,13 @@
-"""Attention within packed documents, which is how training attends.
+"""Attention within packed documents, for training.
 
-A mask over whole sequences computes the score of every pair of positions and throws most of them away; here only pairs
-within a document are computed. Two functions are registered with Transformers, and serve every model that takes its
-attention from there: `PACKED_DOCUMENTS` on a CPU, and `VARLEN`, the flash attention of PyTorch, on a GPU.
+Attention with a mask over whole sequences computes the score of every pair of tokens and discards most of them. The two
+implementations here compute only pairs within a document. They are registered with Transformers, and work for every
+model that uses its attention interface: `PACKED_DOCUMENTS` on a CPU, and `VARLEN`, PyTorch's flash attention, on a GPU.
 """
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,15 +20,15 @@ from healthslm.training.precision import computes_in_bf16
 PACKED_DOCUMENTS = "packed_documents"
 VARLEN = "packed_documents_varlen"
 
-# From PyTorch 2.12 on, fewer key and value heads than query heads are asked for; before, they are simply taken.
+# PyTorch 2.12 and later need an argument to accept fewer key and value heads than query heads.
 _GROUPED_QUERIES = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) -> None:
-    """Have a model attend within documents, where that is possible and faster than a mask over whole sequences.
+    """Make a model attend within documents, if that is faster than a mask over whole sequences.
 
-    On a CPU that is one document at a time, unless the model is compiled: documents have all lengths. On a GPU it is
-    flash attention, which takes 16-bit types alone and, in PyTorch's variable-length form, no dropout.
+    On a CPU it attends to one document at a time, unless the model is compiled, because every length of a document
+    would be compiled. On a GPU it uses flash attention, which needs a 16-bit type and no dropout.
     """
     if device.type == "cpu" and not compiled:
         model.set_attn_implementation(PACKED_DOCUMENTS)
@@ -35,15 +37,15 @@ def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) 
 
 
 def document_bounds(position_ids: torch.Tensor, implementation: str) -> torch.Tensor | None:
-    """The `cu_seq_lens_q` that an attention implementation takes, or None if it takes none.
+    """The `cu_seq_lens_q` of a batch for an attention implementation, or None if it doesn't use it.
 
     Args:
-        position_ids: (sequences, context), which restart at each document.
+        position_ids: (sequences, context), restarting at each document.
 
     Returns:
-        (documents + 1,), the bounds of the documents in the batch laid out as one line. For `VARLEN` they are int32,
-        with the last repeated up to a multiple of one for every 128 tokens: empty documents that keep a compiled model
-        from being compiled again for each number of documents.
+        (documents + 1,), the offsets of the documents in the flattened batch. For `VARLEN` they are int32, and the last
+        one is repeated up to a multiple of one for every 128 tokens. These empty documents keep a compiled model from
+        being recompiled for every number of documents.
     """
     if implementation not in (PACKED_DOCUMENTS, VARLEN):
         return None
@@ -56,7 +58,69 @@ def document_bounds(position_ids: torch.Tensor, implementation: str) -> torch.Te
     return bounds
 
 
-def packed_documents_attention(
+def one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    length: int,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Causal attention within each document, one after another.
+
+    Args:
+        query: (tokens, heads, head_dim); key and value may have fewer heads, each for a group of queries.
+        cu_seq_lens: (documents + 1,), the offsets of the documents.
+        length: Length of a sequence, the maximum length of a document.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    lengths = cu_seq_lens.diff().tolist()
+    longest = max(lengths)
+    with torch.autocast(query.device.type, enabled=False):
+        # Added to the scores: -inf for keys after the query.
+        ahead = torch.full((longest, longest), -torch.inf, dtype=value.dtype, device=value.device).triu(1)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        query, key, value = (states.transpose(0, 1) for states in (query, key, value))
+        outputs = []
+        documents = zip(query.split(lengths, 1), key.split(lengths, 1), value.split(lengths, 1), strict=True)
+        for queries, keys, values in documents:
+            mask = ahead[: keys.shape[1], : keys.shape[1]].expand(len(keys), -1, -1)
+            weights = torch.baddbmm(mask, queries, keys.mT, alpha=scaling).softmax(-1)
+            outputs.append(nn.functional.dropout(weights, dropout, training=dropout > 0) @ values)
+        return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def all_at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    length: int,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Like `one_by_one`, by flash attention over all documents, with offsets in int32 and without dropout."""
+    query, key, value = (states.contiguous() for states in (query, key, value))
+    return varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_lens,
+        cu_seq_lens,
+        length,
+        length,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **_GROUPED_QUERIES,
+    )
+
+
+def packed_attention(
+    attend: Callable[..., torch.Tensor],
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -67,12 +131,13 @@ def packed_documents_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document, one after another; without bounds, PyTorch's within each sequence.
+    """Transformers' attention interface: attention within documents, or PyTorch's if no offsets are given.
 
     Args:
-        query: (batch, heads, length, head_dim); key and value may have fewer heads, each for a group of queries.
-        cu_seq_lens_q: (documents + 1,), the bounds of the documents in the flattened batch, as flash attention takes
-            them. No document reaches beyond its sequence.
+        attend: `one_by_one` or `all_at_once`.
+        query: (batch, heads, length, head_dim); key and value may have fewer heads.
+        cu_seq_lens_q: (documents + 1,), the offsets of the documents in the flattened batch. No document extends
+            beyond its sequence.
 
     Returns:
         (batch, length, heads, head_dim), and no weights.
@@ -81,60 +146,11 @@ def packed_documents_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    batch, heads, length, head_dim = query.shape
+    batch, _, length, head_dim = query.shape
     scaling = head_dim**-0.5 if scaling is None else scaling
-    lengths = cu_seq_lens_q.diff().tolist()
-    longest = max(lengths)
-    with torch.autocast(query.device.type, enabled=False):
-        # Positions that lie ahead, added to the scores.
-        ahead = torch.full((longest, longest), -torch.inf, dtype=value.dtype, device=value.device).triu(1)
-        # (heads, batch * length, head_dim) of one type: rotary positions come in fp32, values in that of the products.
-        query, key, value = (
-            states.to(value.dtype).repeat_interleave(heads // states.shape[1], dim=1).transpose(0, 1).flatten(1, 2)
-            for states in (query, key, value)
-        )
-        outputs = []
-        documents = zip(query.split(lengths, 1), key.split(lengths, 1), value.split(lengths, 1), strict=True)
-        for queries, keys, values in documents:
-            mask = ahead[: keys.shape[1], : keys.shape[1]].expand(heads, -1, -1)
-            weights = torch.baddbmm(mask, queries, keys.mT, alpha=scaling).softmax(-1)
-            outputs.append(nn.functional.dropout(weights, dropout, training=dropout > 0) @ values)
-        return torch.cat(outputs, dim=1).unflatten(1, (batch, length)).permute(1, 2, 0, 3), None
-
-
-def varlen_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """As `packed_documents_attention`, by flash attention over all documents at once, with bounds in int32."""
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    batch, _, length, _ = query.shape
-    # (batch * length, heads, head_dim) of one type: rotary positions come in fp32, values in that of the products.
-    query, key, value = (
-        states.to(value.dtype).transpose(1, 2).flatten(0, 1).contiguous() for states in (query, key, value)
-    )
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        length,
-        length,
-        scale=scaling,
-        window_size=(-1, 0),  # nothing ahead
-        **_GROUPED_QUERIES,
-    )
+    # (batch * length, heads, head_dim) of one dtype: under autocast, queries and keys are fp32 after rotary embedding.
+    query, key, value = (states.to(value.dtype).transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    output = attend(query, key, value, cu_seq_lens_q, length, scaling, dropout)
     return output.unflatten(0, (batch, length)), None
 
 
@@ -143,5 +159,5 @@ def _has_attention_dropout(model: PreTrainedModel) -> bool:
     return any(getattr(model.config, name, 0.0) for name in names)
 
 
-AttentionInterface.register(PACKED_DOCUMENTS, packed_documents_attention)
-AttentionInterface.register(VARLEN, varlen_attention)
+AttentionInterface.register(PACKED_DOCUMENTS, partial(packed_attention, one_by_one))
+AttentionInterface.register(VARLEN, partial(packed_attention, all_at_once))

@@ -1,13 +1,13 @@
-"""Checkpoints: ordinary `from_pretrained` folders, with the state that training needs beside the weights.
+"""Checkpoints: ordinary `from_pretrained` folders that also hold the state of training.
 
     step-N/config.json, model.safetensors, tokenizer.json, …    the model, as save_pretrained writes it
     step-N/optimizer.safetensors                                 the optimizers' tensors: NAME_OF_WEIGHT.NAME_OF_STATE,
-                                                                 and the class of the optimizer of each weight
-    step-N/training_state.json                                   how far training has come, and by which recipe
+                                                                 and the optimizer class of each weight
+    step-N/training_state.json                                   the progress of training, and its fingerprint
     step-N/manifest.json                                         SHA-256 of each of these files
 
-A checkpoint is written aside, synced and renamed, and nothing in it is pickled. Random numbers need no saving: they
-follow from the seed and the number of the update.
+A checkpoint is written under another name, synced and renamed, and nothing in it is pickled. It needs no random state,
+which follows from the seed and the step.
 """
 
 import json
@@ -44,9 +44,9 @@ def save_model(
     """Write a model and its tokenizer into an existing folder, ready for `from_pretrained`.
 
     Args:
-        weights: What `gather_weights` returned; None for those that the model holds.
+        weights: From `gather_weights`; None saves the model's own.
     """
-    if isinstance(model, FSDPModule):  # of a class made by FSDP, whose name and code no folder could be opened by
+    if isinstance(model, FSDPModule):  # a class that FSDP made, which from_pretrained could not find
         model = _plain(model)
     model.save_pretrained(folder, state_dict=weights)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
@@ -54,7 +54,7 @@ def save_model(
 
 def save_checkpoint(
     checkpoints: Path,
-    update: int,
+    step: int,
     model: PreTrainedModel,
     optimizers: list[torch.optim.Optimizer],
     tokenizer_folder: Path,
@@ -63,18 +63,18 @@ def save_checkpoint(
     keep: int,
     writes: bool,
 ) -> None:
-    """Write the checkpoint step-`update`, and only then remove others: all but the newest `keep` up to it, and all
-    beyond it, which were passed over as damaged or numbered by another recipe.
+    """Write the checkpoint step-`step`. Then remove all but the newest `keep`, and any with a higher step, which are
+    damaged or from another recipe.
 
-    All processes call this together, since each may hold a part of every tensor; the one that `writes` writes.
+    All processes must call this, because each may hold a part of every tensor. Only the one with `writes` writes.
 
     Raises:
-        UserError: The disk is full; the checkpoints that were there are as they were.
+        UserError: The disk is full. Existing checkpoints are unchanged.
     """
     weights, moments = gather_weights(model), _gather_moments(model, optimizers)
     if not writes:
         return
-    with replacing(checkpoints / f"step-{update}") as folder:
+    with replacing(checkpoints / f"step-{step}") as folder:
         folder.mkdir()
         save_model(folder, model, tokenizer_folder, weights)
         save_file(
@@ -84,19 +84,19 @@ def save_checkpoint(
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / _MANIFEST_FILE, {str(path.relative_to(folder)): file_sha256(path) for path in files})
     found = list_checkpoints(checkpoints)
-    this = found.index(checkpoints / f"step-{update}")
+    this = found.index(checkpoints / f"step-{step}")
     for other in [*found[: this + 1][:-keep], *found[this + 1 :]]:
-        shutil.rmtree(other, ignore_errors=True)  # what stays is no reason to end a run: the next save tries again
+        shutil.rmtree(other, ignore_errors=True)  # the next save tries again
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""
     found = {int(match[1]): path for path in checkpoints.glob("step-*") if (match := _FOLDER_NAME.fullmatch(path.name))}
-    return [found[update] for update in sorted(found)]
+    return [found[step] for step in sorted(found)]
 
 
 def newest_checkpoint(checkpoints: Path) -> Path:
-    """The newest checkpoint whose files are those that were written; damaged ones are reported and passed over.
+    """The newest valid checkpoint. Damaged ones are skipped with a warning.
 
     Raises:
         UserError: There is none.
@@ -105,20 +105,20 @@ def newest_checkpoint(checkpoints: Path) -> Path:
         damage = find_damage(folder)
         if damage is None:
             return folder
-        logger.warning("%s: damaged, passed over: %s", folder, damage)
-    raise UserError(f"{checkpoints}: no checkpoint step-N to resume from; remove {checkpoints.parent} to start anew")
+        logger.warning("%s: damaged, skipped: %s", folder, damage)
+    raise UserError(f"{checkpoints}: no valid checkpoint to resume from; remove {checkpoints.parent} to start again")
 
 
 def find_damage(folder: Path) -> str | None:
-    """What of a checkpoint is missing, cannot be read or is not as it was written, or None."""
+    """What is missing, unreadable or changed in a checkpoint, or None if it is valid."""
     try:
         manifest = read_json(folder / _MANIFEST_FILE)
         if not isinstance(manifest, dict) or not manifest.keys() >= {_OPTIMIZER_FILE, _STATE_FILE}:
-            return f"{_MANIFEST_FILE} lists no checkpoint's files"
+            return f"{_MANIFEST_FILE} does not list the files of a checkpoint"
         for name, checksum in manifest.items():
             if file_sha256(folder / name) != checksum:
-                return f"{name} is not what {_MANIFEST_FILE} says was written"
-    except OSError as error:  # which names no file where a disk fails in the midst of one
+                return f"{name} does not match its checksum in {_MANIFEST_FILE}"
+    except OSError as error:  # without a file name if the disk fails in the middle of a file
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except UserError as error:
         return str(error)
@@ -126,15 +126,15 @@ def find_damage(folder: Path) -> str | None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The training state that `save_checkpoint` was given."""
+    """The `state` that `save_checkpoint` saved."""
     return read_json(folder / _STATE_FILE)
 
 
 def load_optimizers(folder: Path, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Give the optimizers of `model` the tensors that a checkpoint holds.
+    """Load the state of the model's optimizers from a checkpoint.
 
     Raises:
-        UserError: They are not of these optimizers or this model.
+        UserError: It is the state of other optimizers or of another model.
     """
     path = folder / _OPTIMIZER_FILE
     states: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
@@ -143,21 +143,21 @@ def load_optimizers(folder: Path, model: PreTrainedModel, optimizers: list[torch
             saved_classes = json.loads(file.metadata()[_OPTIMIZERS_KEY])
             for key in sorted(file.keys()):
                 name, _, state_name = key.rpartition(".")
-                # A copy, since the tensor itself would hold on to the file, and to its disk space when it is removed.
+                # A copy, because the tensor would keep the file open, and its disk space in use after it is removed.
                 states[name][state_name] = file.get_tensor(key).clone()
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be resumed from: {error}") from error
+        raise UserError(f"{path}: can't resume: {error}") from error
 
     classes = _optimizer_classes(model, optimizers)
     for name in classes | saved_classes:
         if classes.get(name) != saved_classes.get(name):
             then, now = saved_classes.get(name, "no optimizer"), classes.get(name, "no optimizer")
-            raise UserError(f"{path}: cannot be resumed from: {name} was trained by {then}, and is now by {now}")
+            raise UserError(f"{path}: can't resume: {name} was trained by {then}, now by {now}")
     for name, parameter in model.named_parameters():
         for key, value in states[name].items():
             if value.dim() > 0 and value.shape != parameter.shape:
                 then, now = list(value.shape), list(parameter.shape)
-                raise UserError(f"{path}: cannot be resumed from: {name}.{key} has the shape {then}, the weight {now}")
+                raise UserError(f"{path}: can't resume: {name}.{key} has the shape {then}, the weight {now}")
             states[name][key] = _placed_as(parameter, value)
     names = _names(model)
     for optimizer in optimizers:
@@ -167,8 +167,8 @@ def load_optimizers(folder: Path, model: PreTrainedModel, optimizers: list[torch
 
 
 def gather_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights as `state_dict` names them, each whole and once, whoever holds its parts. All processes call this."""
-    tensors = model.state_dict()  # first, because it has FSDP drop what it gathered for the last forward pass
+    """The whole weights by their names in `state_dict`, tied ones only once. All processes must call this."""
+    tensors = model.state_dict()  # first, because FSDP then frees what it gathered for the last forward pass
     once = {name for name, _ in model.named_parameters()}
     again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
     return {name: _gathered(tensor.detach()) for name, tensor in tensors.items() if name not in again}
@@ -185,7 +185,7 @@ def _gather_moments(model: PreTrainedModel, optimizers: list[torch.optim.Optimiz
 
 
 def _optimizer_classes(model: PreTrainedModel, optimizers: list[torch.optim.Optimizer]) -> dict[str, str]:
-    """The class of the optimizer that trains each weight."""
+    """The optimizer class of each weight."""
     names = _names(model)
     return {
         names[parameter]: type(optimizer).__name__ for optimizer in optimizers for parameter in _parameters(optimizer)
@@ -197,7 +197,7 @@ def _names(model: PreTrainedModel) -> dict[torch.nn.Parameter, str]:
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it was before FSDP sharded it, without weights."""
+    """The model of the class that it had before FSDP sharded it, without weights."""
     plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         plain = plain_class(model.config)
@@ -211,12 +211,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.nn.Parameter
 
 
 def _gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that may be spread over processes, in which case it need not fit beside the model."""
+    """A whole tensor. If it is sharded over processes, it is gathered on the CPU, because it may not fit on the GPU."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def _placed_as(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """Spread a whole tensor of a parameter's shape over the processes as the parameter is."""
+    """Shard a whole tensor like a parameter of the same shape."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

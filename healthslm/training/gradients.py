@@ -1,4 +1,4 @@
-"""The gradients of one step: a micro-batch after another, on every process its own."""
+"""The gradients of one step, accumulated over the micro-batches of each process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from healthslm.models import accepts
 from healthslm.training.attention import document_bounds
-from healthslm.training.packing import PackedRows, prepared_ahead
+from healthslm.training.packing import PackedSequences, prefetch
 from healthslm.training.precision import bf16_autocast
 
 MicroBatch = dict[str, torch.Tensor]
@@ -21,22 +21,23 @@ MicroBatch = dict[str, torch.Tensor]
 def micro_batches(
     accelerator: Accelerator,
     model: PreTrainedModel,
-    rows: PackedRows,
+    sequences: PackedSequences,
     steps: Iterable[range],
-    micro_batch_rows: int,
+    micro_batch_size: int,
 ) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of this process, step by step: those of the next step are prepared while one is computed.
+    """The micro-batches of this process for each step. A thread prepares those of the next step during a step.
 
     Args:
-        model: Tells by its attention whether it wants the documents' bounds.
-        steps: The positions of the rows of each step.
+        model: Its attention implementation determines whether a batch has the documents' bounds.
+        steps: The indices of the sequences of each step.
+        micro_batch_size: Sequences of a micro-batch.
     """
-    first = accelerator.process_index * micro_batch_rows
-    stride = accelerator.num_processes * micro_batch_rows
+    first = accelerator.process_index * micro_batch_size
+    stride = accelerator.num_processes * micro_batch_size
     attention = model.config._attn_implementation
 
-    def load(positions: range) -> list[MicroBatch]:
-        return [_micro_batch(rows.batch(range(s, s + micro_batch_rows))) for s in positions[first::stride]]
+    def load(indices: range) -> list[MicroBatch]:
+        return [_micro_batch(sequences.batch(range(i, i + micro_batch_size))) for i in indices[first::stride]]
 
     def _micro_batch(arrays: dict[str, np.ndarray]) -> MicroBatch:
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -47,7 +48,7 @@ def micro_batches(
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
 
-    return prepared_ahead(load, steps)
+    return prefetch(load, steps)
 
 
 def accumulate_gradients(
@@ -56,19 +57,19 @@ def accumulate_gradients(
     batches: list[MicroBatch],
     progress: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
-    """Add up the gradients of a step's mean loss, a micro-batch of this process at a time.
+    """Accumulate the gradients of a step's mean loss over the micro-batches of this process.
 
     Args:
-        model: The model as Accelerate prepared it, compiled or not.
-        batches: Of one step, as `micro_batches` gives them.
-        progress: Called after each micro-batch with its tokens, those of all processes.
+        model: The model that Accelerate prepared, compiled or not.
+        batches: The micro-batches of one step, from `micro_batches`.
+        progress: Called after each micro-batch with its number of tokens over all processes.
 
     Returns:
-        The mean over the tokens of this process: the mean of all processes is the loss. So are the gradients, which
-        Accelerate averages over the processes at the last micro-batch.
+        The mean loss over the tokens of this process; the step's loss is the mean over all processes. Accelerate
+        averages the gradients over the processes at the last micro-batch.
     """
-    bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
-    settings: dict[str, Any] = {"skip_logits": True} if accepts(bare_model, "skip_logits") else {}
+    unwrapped_model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    settings: dict[str, Any] = {"skip_logits": True} if accepts(unwrapped_model, "skip_logits") else {}
     tokens = sum(batch["input_ids"].numel() for batch in batches)
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches, start=1):
@@ -89,23 +90,27 @@ def accumulate_gradients(
     return total
 
 
-def agree(accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor, stopping: bool) -> torch.Tensor:
-    """What all processes take for the loss, the gradient's norm (not finite if it is not so for one of them), and
-    whether one of them was asked to stop (above 0): (3,), on the device, where nothing has to wait for it."""
+def reduce_outcome(accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor, stop: bool) -> torch.Tensor:
+    """Average the outcome of a step over all processes, so that they all act alike.
+
+    Returns:
+        (3,), on the device: the loss; the gradient norm, not finite if that of one process is not; and a number above
+        0 if a process was asked to stop.
+    """
     if isinstance(grad_norm, DTensor):
         grad_norm = grad_norm.full_tensor()
-    own = torch.stack([loss, grad_norm.to(loss), torch.full_like(loss, float(stopping))])
+    own = torch.stack([loss, grad_norm.to(loss), torch.full_like(loss, float(stop))])
     return accelerator.reduce(own, "mean")
 
 
 def has_failed(outcome: torch.Tensor) -> torch.Tensor:
-    """1 if, by what `agree` returned, the loss or the gradient is not finite or there is no gradient at all, else 0.
+    """1 if the loss or the gradient norm of an outcome is not finite, or if the norm is exactly zero, else 0.
 
-    No gradient is a mistake of the software's: a model that has still to learn gets one.
+    A model that still has something to learn has a gradient: an exact zero means that the software lost it.
     """
     return (~outcome.isfinite().all() | (outcome[1] == 0)).float()
 
 
 def seed_dropout(*numbers: int) -> None:
-    """Seed PyTorch from all these numbers, so that random numbers need no saving to resume."""
+    """Seed PyTorch from all these numbers, so that a checkpoint needs no random state."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))

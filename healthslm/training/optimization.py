@@ -1,4 +1,4 @@
-"""The optimizers, and the group of weights that each learning rate is for."""
+"""The optimizers, and which weights each learning rate applies to."""
 
 from collections import defaultdict
 
@@ -10,18 +10,18 @@ from healthslm.training.precision import computes_in_bf16
 
 
 class Muon(torch.optim.Muon):
-    """PyTorch's Muon, with all matrices of one shape orthogonalized together: a tenth of the kernels on a GPU.
+    """PyTorch's Muon, except that it orthogonalizes all matrices of one shape together, with a tenth of the kernels.
 
-    Options, states and results are the same, but for the rounding of batched products. Matrices that FSDP2 spreads over
-    processes are gathered, and each process keeps its part of the result. As with PyTorch's fused AdamW, a step does
-    nothing when `found_inf`, a tensor on the device, is 1.
+    Options, state and results are the same, up to the rounding of batched products. Matrices sharded by FSDP2 are
+    gathered, and each process keeps its shard of the result. As with PyTorch's fused AdamW, a step does nothing if
+    `found_inf`, a tensor on the device, is 1.
     """
 
     found_inf: torch.Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Take a step from the gradients."""
+        """Update the weights from their gradients."""
         for group in self.param_groups:
             by_shape: defaultdict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -47,7 +47,7 @@ class Muon(torch.optim.Muon):
         updates = gradients.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         updates = _gathered(updates, parameters[0])
         updates = orthogonalize(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        updates = _part_of_this_process(updates, parameters[0]).to(momentum.dtype)
+        updates = _local_shard(updates, parameters[0]).to(momentum.dtype)
         scale = 0.2 * max(parameters[0].shape) ** 0.5  # adjust_lr_fn="match_rms_adamw"
 
         torch._foreach_copy_(buffers, momentum.unbind())
@@ -58,15 +58,15 @@ class Muon(torch.optim.Muon):
 def orthogonalize(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
-    """Make all singular values of each matrix about one, by Newton-Schulz iterations (Jordan et al., 2024).
+    """Bring all singular values of each matrix close to 1, by Newton-Schulz iterations (Jordan et al., 2024).
 
     Args:
         matrices: (count, rows, columns).
-        coefficients: Of x, x^3 and x^5 in the polynomial that is applied to the singular values in each of the `steps`.
-        eps: Smallest norm that a matrix is divided by.
+        coefficients: Of x, x^3 and x^5 in the polynomial that each of the `steps` applies to the singular values.
+        eps: Minimum of the norm that a matrix is divided by.
 
     Returns:
-        (count, rows, columns), in bf16; in fp32 where a processor would only imitate bf16, forty times as slowly.
+        (count, rows, columns) in bf16, or in fp32 if the hardware only emulates bf16, which is forty times slower.
     """
     a, b, c = coefficients
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -81,18 +81,18 @@ def orthogonalize(
 
 
 def skip_failed(optimizers: list[torch.optim.Optimizer], failed: torch.Tensor) -> None:
-    """Have the next step of these optimizers do nothing if `failed` is 1, which the device alone has to know."""
+    """Make the next step of these optimizers do nothing if `failed`, a tensor on the device, is 1."""
     for optimizer in optimizers:
         optimizer.found_inf = failed
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor."""
+    """The local shard of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _gathered(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Whole matrices (count, rows, columns) of the parts that each process holds of matrices placed as `like`."""
+    """Whole matrices (count, rows, columns) from the local shards of matrices that are sharded like `like`."""
     if not isinstance(like, DTensor):
         return stack
     shape = torch.Size([len(stack), *like.shape])
@@ -101,8 +101,8 @@ def _gathered(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return DTensor.from_local(stack, like.device_mesh, placements, shape=shape, stride=strides).full_tensor()
 
 
-def _part_of_this_process(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of whole matrices (count, rows, columns) that belongs here if they are placed as `like`."""
+def _local_shard(stack: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The local shard of whole matrices (count, rows, columns), sharded like `like`."""
     if not isinstance(like, DTensor):
         return stack
     return distribute_tensor(stack, like.device_mesh, _stacked_placements(like), src_data_rank=None).to_local()
@@ -122,16 +122,16 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter, 2019) for all weights, or Muon (Jordan et al., 2024) for the hidden matrices.
 
-    Matrices decay, vectors such as norms and biases do not. Muon moves a matrix along its momentum with all singular
-    values made equal; its steps are scaled to the size of AdamW's (Liu et al., 2025), so that learning rates compare.
+    Weight decay applies to matrices, not to vectors such as norms and biases. Muon's update of a matrix is its momentum
+    with all singular values made equal, scaled to the size of AdamW's updates (Liu et al., 2025), so that their
+    learning rates are comparable.
 
     Args:
         learning_rate: Peak learning rate of AdamW.
-        muon_learning_rate: Peak learning rate of Muon; None leaves the hidden matrices to AdamW.
+        muon_learning_rate: Peak learning rate of Muon. None trains the hidden matrices with AdamW.
 
     Returns:
-        AdamW, then Muon if it is wanted. Each group holds its peak as `peak_learning_rate`; `set_learning_rates` sets
-        the learning rate itself.
+        AdamW, and Muon if it is used. Each group holds its `peak_learning_rate`; `set_learning_rates` sets `lr`.
     """
     embeddings = {id(embedding.weight) for embedding in find_embeddings(model)}
     groups: dict[str, list[torch.nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
@@ -158,14 +158,14 @@ def make_optimizers(
 
 
 def find_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The modules that hold one row of weights a token, or a position."""
+    """The modules that hold a vector of weights for each token or position."""
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     output = model.get_output_embeddings()
     return modules if output is None else [*modules, output]
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's learning rate to this part of its peak."""
+    """Set every group's learning rate to this fraction of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["peak_learning_rate"]

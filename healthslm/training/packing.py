@@ -1,4 +1,4 @@
-"""Training rows: a split's documents in an order that follows from the seed alone, cut into rows of one context."""
+"""Training sequences: a split's documents in an order set by the seed, packed into sequences of one context."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,84 +13,84 @@ from healthslm.tokenization.tokens import TokenizedSplit
 Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
 
-class PackedRows:
-    """Rows of `context` tokens: all documents one after another, in a new order every epoch, cut every so many tokens.
+class PackedSequences:
+    """Sequences of `context` tokens: each epoch joins all documents in a new order, and cuts the result into sequences.
 
-    Documents change places, and not whole rows, since neighbours in a corpus are often of one journal: a row would be
-    of one subject, and a small batch of few.
+    Documents are shuffled, not sequences. Neighboring documents of a corpus often come from one journal, so a sequence
+    of neighbors would cover one subject and a small batch only a few.
 
-    What a row holds is a pure function of (seed, position): to resume, or to share the rows among processes, nothing
-    but a number is needed.
+    The content of a sequence is a pure function of (seed, index): resuming a run or sharing it among processes needs
+    only a number.
 
     Raises:
-        UserError: The split holds less than one row.
+        UserError: The split is shorter than one sequence.
     """
 
     def __init__(self, split: TokenizedSplit, context: int, seed: int):
         self.split, self.context, self.seed = split, context, seed
-        self.rows_per_epoch = (split.num_tokens - 1) // context
-        if self.rows_per_epoch < 1:
-            raise UserError(f"{split.num_tokens} training tokens are less than one row of {context}: add text")
+        self.sequences_per_epoch = (split.num_tokens - 1) // context
+        if self.sequences_per_epoch < 1:
+            raise UserError(f"{split.num_tokens} training tokens are less than one sequence of {context}: add text")
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
-    def batch(self, positions: range) -> dict[str, np.ndarray]:
-        """The rows at these positions: `input_ids`, `labels` and `position_ids`, each (rows, context) of int64.
+    def batch(self, indices: range) -> dict[str, np.ndarray]:
+        """The sequences with these indices: `input_ids`, `labels` and `position_ids`, each (sequences, context), int64.
 
-        Labels are the tokens that follow: already shifted, so that the last position has one too. Positions restart at
-        each separator, which keeps the documents of a row apart; the last token of a document is to predict the next
-        one's separator, and so learns to end.
+        Labels are already shifted: they are the next tokens, so the last token of a sequence has one too. Positions
+        restart at each separator, which keeps packed documents apart. The last token of a document predicts the
+        separator of the next document, so the model learns where to stop.
         """
-        rows = np.stack([self._row(position) for position in positions])
-        inputs = rows[:, :-1]
-        places = np.arange(self.context)
-        starts = np.where(inputs == self.split.separator_id, places, 0)
+        sequences = np.stack([self._sequence(index) for index in indices])
+        inputs = sequences[:, :-1]
+        offsets = np.arange(self.context)
+        starts = np.where(inputs == self.split.separator_id, offsets, 0)
         return {
             "input_ids": inputs,
-            "labels": rows[:, 1:].copy(),  # contiguous, as losses want them
-            "position_ids": places - np.maximum.accumulate(starts, axis=1),
+            "labels": sequences[:, 1:].copy(),  # losses need them contiguous
+            "position_ids": offsets - np.maximum.accumulate(starts, axis=1),
         }
 
-    def place(self, positions: range) -> dict[str, list[int] | list[list[int]]]:
-        """Where rows lie in the data: `positions` from and to, and by row the numbers of the `documents` in it."""
-        documents = [self._documents(position)[0].tolist() for position in positions]
-        return {"positions": [positions.start, positions.stop], "documents": documents}
+    def locate(self, indices: range) -> dict[str, list[int] | list[list[int]]]:
+        """Where sequences come from: `sequences`, the first and last index (exclusive), and each one's `documents`."""
+        documents = [self._documents(index)[0].tolist() for index in indices]
+        return {"sequences": [indices.start, indices.stop], "documents": documents}
 
-    def documents_opened(self, positions: range, tokens: int) -> np.ndarray:
-        """Numbers of the documents of which a row at one of these positions holds the first so many tokens."""
+    def documents_opened(self, indices: range, tokens: int) -> np.ndarray:
+        """Numbers of the documents whose first `tokens` tokens are in one of these sequences."""
         opened = []
-        for epoch in range(positions.start // self.rows_per_epoch, -(-positions.stop // self.rows_per_epoch)):
+        for epoch in range(indices.start // self.sequences_per_epoch, -(-indices.stop // self.sequences_per_epoch)):
             order, ends = self._epoch(epoch)
             starts = ends - self.split.document_lengths[order]
-            row = starts // self.context
-            position = epoch * self.rows_per_epoch + row
-            is_read = (positions.start <= position) & (position < positions.stop) & (row < self.rows_per_epoch)
-            opened.append(order[is_read & (starts + tokens <= (row + 1) * self.context + 1)])
+            in_epoch = starts // self.context
+            index = epoch * self.sequences_per_epoch + in_epoch
+            is_read = (indices.start <= index) & (index < indices.stop) & (in_epoch < self.sequences_per_epoch)
+            opened.append(order[is_read & (starts + tokens <= (in_epoch + 1) * self.context + 1)])
         return np.unique(np.concatenate(opened))
 
-    def _row(self, position: int) -> np.ndarray:
-        documents, skipped = self._documents(position)
+    def _sequence(self, index: int) -> np.ndarray:
+        documents, skipped = self._documents(index)
         tokens = np.concatenate([self.split.document(number) for number in documents])
         return tokens[skipped : skipped + self.context + 1].astype(np.int64)
 
-    def _documents(self, position: int) -> tuple[np.ndarray, int]:
-        """Numbers of the documents of a row, in their order, and how many tokens of the first it leaves out."""
-        epoch, place = divmod(position, self.rows_per_epoch)
+    def _documents(self, index: int) -> tuple[np.ndarray, int]:
+        """Numbers of the documents in a sequence, in order, and how many tokens of the first one precede it."""
+        epoch, in_epoch = divmod(index, self.sequences_per_epoch)
         order, ends = self._epoch(epoch)
-        start = place * self.context
+        start = in_epoch * self.context
         first, last = np.searchsorted(ends, [start, start + self.context], side="right")
         documents = order[first : last + 1]
         return documents, start - int(ends[first] - self.split.document_lengths[documents[0]])
 
     def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the documents in an epoch, and where each then ends in the line of them all, exclusive."""
-        # RandomState is the one generator whose numbers NumPy promises never to change.
+        """The order of the documents in an epoch, and the offset at which each one ends when they are joined."""
+        # RandomState is the only generator whose numbers NumPy promises never to change.
         generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
         order = generator.permutation(len(self.split))
         return order, np.cumsum(self.split.document_lengths[order])
 
 
-def prepared_ahead(prepare: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-    """Yield `prepare` of each argument, while a thread prepares the next."""
+def prefetch(prepare: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+    """Yield `prepare` of each argument, while a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = []
         for argument in arguments:

@@ -1,7 +1,7 @@
-"""What a run will take, told before it starts: parameters, operations, tokens, memory by part, disk and hours.
+"""Estimates of a run before it starts: parameters, operations, tokens, memory by part, disk space and hours.
 
-Nothing is computed and next to nothing allocated: the network is built a second time of fake tensors, which have a
-shape, a type and a device but no values, and what its optimizers and one micro-batch would hold is counted on these.
+The estimate computes nothing and allocates almost nothing. It builds the model from fake tensors, which have a shape, a
+type and a device but no values, and counts the bytes that the optimizers and one micro-batch would hold.
 """
 
 import weakref
@@ -25,54 +25,54 @@ from healthslm.training.recipe import (
     compiles,
     make_schedule,
     optimizer_settings,
-    warn_of_many_passes,
+    warn_of_many_epochs,
 )
 from healthslm.training.schedule import Schedule
 
 FREE_MEMORY_USED = 0.8
-"""Part of a GPU's free memory that micro-batches are sized for: an estimate is no more than that."""
+"""Fraction of a GPU's free memory that micro-batches may fill, because their memory is an estimate."""
 
-_human = tqdm.format_sizeof  # in three digits: 15.3M
+_human = tqdm.format_sizeof  # three digits: 15.3M
 
 
 def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> str:
-    """Describe the run that these options ask for, on so many processes with such a device each.
+    """Estimate the run that these options describe, on a number of processes with one device each.
 
     Raises:
         UserError: An option does not fit the model or the corpus.
     """
     corpus_tokens = TokenizedSplit(options.tokens, "train").num_tokens
-    # Transformers loads no weights of a folder onto the meta device.
+    # Transformers can't load weights from a folder onto the meta device.
     with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
         model = make_model(options.model)
     fit_attention(model, device, compiles(options, device))
     context = choose_context(model, options.context)
     schedule = make_schedule(options, context, processes)
-    warn_of_many_passes(schedule, corpus_tokens)
-    options = replace(options, micro_batch_rows=fit_micro_batch(model, options, context, processes, device))
+    warn_of_many_epochs(schedule, corpus_tokens)
+    options = replace(options, micro_batch_size=fit_micro_batch(model, options, context, processes, device))
     return describe_plan(model, schedule, options, corpus_tokens, processes, device)
 
 
 def fit_micro_batch(
     model: PreTrainedModel, options: PretrainOptions, context: int, processes: int, device: torch.device
 ) -> int:
-    """Rows that a process computes at once: as many as asked for, or as fit into its GPU's memory (8 on a CPU)."""
-    if options.micro_batch_rows is not None:
-        return options.micro_batch_rows
-    rows, free = options.batch_tokens // (context * processes), free_memory(device)
+    """Sequences of a micro-batch: the number asked for, or as many as fit into the GPU's memory (8 on a CPU)."""
+    if options.micro_batch_size is not None:
+        return options.micro_batch_size
+    sequences, free = options.batch_tokens // (context * processes), free_memory(device)
 
     def fits(count: int) -> bool:
         if free is None:
             return count <= 8
-        parts = memory_by_part(model, replace(options, micro_batch_rows=count), context, device)
+        parts = memory_by_part(model, replace(options, micro_batch_size=count), context, device)
         return sum(parts.values()) <= FREE_MEMORY_USED * free
 
-    counts = (count for count in range(rows, 1, -1) if rows % count == 0)
+    counts = (count for count in range(sequences, 1, -1) if sequences % count == 0)
     return next((count for count in counts if fits(count)), 1)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU's own memory that are free; None for a CPU."""
+    """Free bytes of a GPU's memory; None for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
@@ -84,21 +84,21 @@ def describe_plan(
     processes: int,
     device: torch.device,
 ) -> str:
-    """The plan of a run as lines of three columns: what, how many exactly, the same in human units or a remark.
+    """The estimate as lines of three columns: name, exact value, and the value in human units or a remark.
 
     Args:
-        model: The network to train, with the attention to train with; on the meta device will do.
+        model: The model to train, with the attention implementation of training. It may be on the meta device.
         corpus_tokens: Tokens of the training split.
-        device: Where each process trains.
+        device: The device of each process.
     """
     parameters, trained = model.num_parameters(), sum(p.requires_grad for p in model.parameters())
     embeddings = sum({id(module.weight): module.weight.numel() for module in find_embeddings(model)}.values())
-    flops, tokens = flops_per_token(model, schedule.context), schedule.tokens_before(len(schedule))
-    micro_batch = options.micro_batch_rows * schedule.context
+    flops, tokens = flops_per_token(model, schedule.context), schedule.total_tokens
+    micro_batch = options.micro_batch_size * schedule.context
     micro_batches = schedule.batch_tokens // (micro_batch * processes)
     memory = memory_by_part(model, options, schedule.context, device)
     checkpoint = sum(size for part, size in memory.items() if part.startswith(("weights", "moments")))
-    rows = [
+    lines = [
         (model.config.model_type, "", ""),
         ("  parameters", f"{parameters:,}", _human(parameters)),
         ("    embeddings", f"{embeddings:,}", _human(embeddings)),
@@ -107,11 +107,11 @@ def describe_plan(
         ("  operations a token", f"{flops:,}", _human(flops, "FLOP")),
         (f"run on {processes} x {device.type}", "", ""),
         ("  tokens", f"{tokens:,}", _human(tokens)),
-        ("  passes over the corpus", f"{tokens / corpus_tokens:,.2f}", f"of {corpus_tokens:,}"),
-        ("  updates", f"{len(schedule):,}", ""),
-        ("  tokens of an update", f"{schedule.batch_tokens:,}", ""),
-        ("  its micro-batches a process", f"{micro_batches:,}", ""),
-        ("  tokens of a micro-batch", f"{micro_batch:,}", f"{options.micro_batch_rows} x {schedule.context:,}"),
+        ("  epochs", f"{tokens / corpus_tokens:,.2f}", f"of {corpus_tokens:,}"),
+        ("  steps", f"{len(schedule):,}", ""),
+        ("  tokens of a step", f"{schedule.batch_tokens:,}", ""),
+        ("  micro-batches of a step and process", f"{micro_batches:,}", ""),
+        ("  tokens of a micro-batch", f"{micro_batch:,}", f"{options.micro_batch_size} x {schedule.context:,}"),
         ("  operations", f"{flops * tokens:,}", _human(flops * tokens, "FLOP")),
         ("memory of a process, bytes", "", ""),
         *((f"  {part}", f"{size:,}", _human(size, "B")) for part, size in memory.items()),
@@ -121,22 +121,22 @@ def describe_plan(
     ]
     if options.tokens_per_second is not None:
         speed = options.tokens_per_second
-        rows.append((f"at {speed:,.0f} tokens a second", "", _human(flops * speed, "FLOP/s")))
-        rows.append(("  hours", f"{tokens / speed / 3600:,.2f}", ""))
-    names, counts = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{name:<{names}}  {count:>{counts}}  {remark}".rstrip() for name, count, remark in rows)
+        lines.append((f"at {speed:,.0f} tokens a second", "", _human(flops * speed, "FLOP/s")))
+        lines.append(("  hours", f"{tokens / speed / 3600:,.2f}", ""))
+    names, counts = (max(len(line[column]) for line in lines) for column in (0, 1))
+    return "\n".join(f"{name:<{names}}  {count:>{counts}}  {remark}".rstrip() for name, count, remark in lines)
 
 
 def flops_per_token(model: PreTrainedModel, context: int) -> int:
-    """Floating-point operations of training, forward and backward, for each token of a row of `context`:
+    """Floating-point operations of training, forward and backward, for each token of a sequence of `context`:
 
         6 * matrix weights + 12 * layers * heads * head_dim * context / 2
 
-    A multiplication with its addition counts as two, and the backward pass takes twice the forward pass (Kaplan et al.,
-    2020, section 2.1; Chowdhery et al., 2022, appendix B, whose attention term is halved here: no token needs its
-    scores with those that follow). Counted are the matrices of the layers and, once, the output projection, tied or
-    not; left out are embeddings, which are looked up, norms, activations, soft-max and the optimizers. Attention counts
-    as if a row were one document: shorter ones take less.
+    A multiply-add counts as two operations, and the backward pass takes twice as many as the forward pass (Kaplan et
+    al., 2020, section 2.1; Chowdhery et al., 2022, appendix B; the attention term is half of theirs, because attention
+    is causal). The count includes the matrices of the layers and the output projection, tied or not. It leaves out the
+    embedding lookup, norms, activations, softmax and the optimizers. Attention is counted as if a sequence were one
+    document; shorter documents take less.
     """
     config, output = model.config, model.get_output_embeddings().weight
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -147,20 +147,20 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
 def memory_by_part(
     model: PreTrainedModel, options: PretrainOptions, context: int, device: torch.device
 ) -> dict[str, int]:
-    """Bytes that a process holds at the fullest moment of a micro-batch, without FSDP.
+    """Peak memory of a process in bytes during a micro-batch, without FSDP.
 
-    Weights, gradients and moments are exact: those of the optimizers that `make_optimizers` makes, after a step. The
-    others are an estimate: tensors are counted from the operation that makes them to when they are freed. Working
-    memory within an operation, what an allocator keeps back, the libraries, and DDP's copy of the gradients come on
-    top; torch.compile saves some. They are
+    Weights, gradients and moments are exact: those of the optimizers from `make_optimizers`, after a step. The others
+    are estimates, which count each tensor from the operation that creates it until it is freed. Workspaces, the
+    allocator's overhead, libraries, and DDP's copy of the gradients are not included; torch.compile needs less. The
+    estimates are
 
     - bf16 copies: 2 bytes for each weight of the layers' matrices, under autocast;
-    - activations: what else the decoder holds for the backward pass, for the documents that take the most memory: one
-      per sequence if attention goes document by document, several (so a mask) otherwise;
-    - logits and temporaries: what there is more at the peak, largely the logits and their gradient, whole or, if the
-      model takes `skip_logits`, of one chunk.
+    - activations: everything else that the decoder keeps for the backward pass, for the documents that need the most
+      memory: one per sequence if attention runs document by document, several (with a mask) otherwise;
+    - logits and temporaries: the rest at the peak, mostly the logits and their gradient, whole or, if the model takes
+      `skip_logits`, of one chunk.
     """
-    rows, autocast, fake_mode = options.micro_batch_rows, bf16_autocast(device), FakeTensorMode()
+    size, autocast, fake_mode = options.micro_batch_size, bf16_autocast(device), FakeTensorMode()
     after_decoder: list[int] = []
     with fake_mode, device:
         fake = type(model)(model.config).train()
@@ -169,15 +169,15 @@ def memory_by_part(
             parameter.grad = torch.zeros_like(parameter)
         for optimizer in optimizers:
             optimizer.step()
-        ids = torch.zeros(rows, context, dtype=torch.long)
+        ids = torch.zeros(size, context, dtype=torch.long)
     # Transformers can't read the values of fake `position_ids`, so it builds the mask that several documents need.
     batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
     if accepts(fake, "skip_logits"):
         batch["skip_logits"] = True
     attention = fake.config._attn_implementation
-    bounds = document_bounds(torch.arange(context).expand(rows, -1), attention)
+    bounds = document_bounds(torch.arange(context).expand(size, -1), attention)
     if bounds is not None:
-        # One document after another is computed by bounds that have values.
+        # Attention one document at a time reads the values of the bounds.
         is_fake = attention != PACKED_DOCUMENTS
         batch["cu_seq_lens_q"] = fake_mode.from_tensor(bounds.to(device)) if is_fake else bounds
     with _LiveBytes(fake_mode) as live, autocast:
@@ -196,7 +196,7 @@ def memory_by_part(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Runs operations on fake tensors, unless all of theirs are real, and counts the bytes of results until freed."""
+    """Runs operations on fake tensors, unless all inputs are real, and counts the live bytes of their results."""
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         super().__init__()

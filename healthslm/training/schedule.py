@@ -1,4 +1,4 @@
-"""The schedule of a run: the rows of each update and its learning rate, as pure functions of the update's number."""
+"""The schedule of a run: the sequences and the learning rate of each step, as pure functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -11,56 +11,60 @@ Decay = Literal["linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Updates from the first to the one that reaches `max_tokens`, counted from 0.
+    """Steps, counted from 0, until `max_tokens` tokens have been seen.
 
-    The learning rate rises linearly over `warmup_tokens` and falls over the last `decay_fraction` of the others: with
-    1.0 from the peak on (for a linear fall to zero see Bergsma et al., 2025), with less it keeps the peak in between (a
-    trapezoid, Hägele et al., 2024).
+    The learning rate rises linearly over `warmup_tokens`, and decays over the last `decay_fraction` of the remaining
+    tokens. 1.0 decays from the peak on (linear decay to zero: Bergsma et al., 2025); a smaller fraction stays at the
+    peak in between (a trapezoid: Hägele et al., 2024).
 
     Raises:
-        UserError: The numbers do not fit one another.
+        UserError: The values contradict each other.
     """
 
     context: int
-    """Tokens of a row."""
+    """Tokens of a sequence."""
     max_tokens: int
     batch_tokens: int
-    warmup_tokens: int = 0
-    decay: Decay = "linear"
-    decay_fraction: float = 1.0
-    final_fraction: float = 0.0
-    """Part of the peak towards which the learning rate falls."""
+    warmup_tokens: int
+    decay: Decay
+    decay_fraction: float
+    final_fraction: float
+    """Fraction of the peak that the learning rate decays to."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens % self.context:
-            raise UserError(f"a batch of {self.batch_tokens} tokens is no whole number of rows of {self.context}")
+            raise UserError(f"batch_tokens {self.batch_tokens} is not a multiple of the context, {self.context} tokens")
         if not 0 <= self.warmup_tokens < self.max_tokens:
             raise UserError(f"warmup_tokens {self.warmup_tokens} must be less than max_tokens {self.max_tokens}")
 
     def __len__(self) -> int:
-        """Number of updates."""
+        """Number of steps."""
         return -(-self.max_tokens // self.batch_tokens)
 
-    def tokens_before(self, update: int) -> int:
-        """Tokens trained on before this update; with the number of updates, those of the run."""
-        return update * self.batch_tokens
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run, whose last step may go beyond `max_tokens`."""
+        return self.tokens_before(len(self))
 
-    def update_at(self, tokens: int) -> int:
-        """The update that begins when so many tokens have been trained on."""
+    def tokens_before(self, step: int) -> int:
+        """Tokens seen before a step."""
+        return step * self.batch_tokens
+
+    def step_at(self, tokens: int) -> int:
+        """The step that starts after this number of tokens."""
         return -(-tokens // self.batch_tokens)
 
-    def positions(self, update: int) -> range:
-        """Positions of this update's rows among all rows."""
-        rows = self.batch_tokens // self.context
-        return range(update * rows, (update + 1) * rows)
+    def sequences(self, step: int) -> range:
+        """Indices of the sequences of a step."""
+        count = self.batch_tokens // self.context
+        return range(step * count, (step + 1) * count)
 
-    def learning_rate_factor(self, update: int) -> float:
-        """The part of the peak that the learning rate is in this update."""
-        before, after = self.tokens_before(update), self.tokens_before(update + 1)
+    def learning_rate_factor(self, step: int) -> float:
+        """The learning rate of a step, as a fraction of the peak."""
+        before, after = self.tokens_before(step), self.tokens_before(step + 1)
         if after <= self.warmup_tokens:
             return after / self.warmup_tokens
-        end = self.tokens_before(len(self))
-        left = min((end - before) / (self.decay_fraction * (end - self.warmup_tokens)), 1.0)
+        left = min((self.total_tokens - before) / (self.decay_fraction * (self.total_tokens - self.warmup_tokens)), 1.0)
         if self.decay == "cosine":
             left = 0.5 - 0.5 * math.cos(math.pi * left)
         return self.final_fraction + (1.0 - self.final_fraction) * left
