@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ from healthslm.release.release import ReleaseOptions, check_improvement, publish
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
-from healthslm.training.run_folder import TrainingReport, report_training
 
 MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
-UPDATES, BATCH_TOKENS = 30, 512
+STEPS, BATCH_TOKENS = 30, 512
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
             model=NETWORK,
             tokens=folders.tokens,
             output=run,
-            max_tokens=UPDATES * BATCH_TOKENS,
+            max_tokens=STEPS * BATCH_TOKENS,
             batch_tokens=BATCH_TOKENS,
             micro_batch_size=1,
             learning_rate=3e-3,
@@ -205,11 +204,11 @@ def test_the_readme_keeps_all_that_stands_outside_of_the_marks(inputs, released)
 def test_the_card_says_what_the_run_and_the_corpus_say(inputs, released):
     card = readme(released)
     report = read_json(inputs.folders.corpus / "report.json")
-    assert f"| tokens seen | {UPDATES * BATCH_TOKENS:,} |" in card
+    assert f"| tokens seen | {STEPS * BATCH_TOKENS:,} |" in card
     tokens = read_json(inputs.folders.tokens / "tokens.json")["splits"]["train"]["files"]
-    passes = UPDATES * BATCH_TOKENS / sum(file["tokens"] for file in tokens)
+    passes = STEPS * BATCH_TOKENS / sum(file["tokens"] for file in tokens)
     assert f"| passes over the training text | {passes:.2f} |" in card
-    assert f"| updates | {UPDATES}, of which 0 were skipped" in card
+    assert f"| steps | {STEPS}, of which 0 were skipped" in card
     assert f"| hardware | {describe_hardware(torch.device('cpu'))} |" in card
     assert "| optimizer | AdamW |" in card and "| seed | 0 |" in card
     for path in (released / "model.safetensors", released / "tokenizer.json", inputs.folders.corpus / "report.json"):
@@ -223,7 +222,7 @@ def test_the_card_says_what_the_run_and_the_corpus_say(inputs, released):
 def test_the_recipe_on_the_card_are_the_options_that_are_not_the_defaults(released):
     recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", readme(released), re.MULTILINE | re.DOTALL)[1])
     assert recipe == {
-        "model": NETWORK, "max_tokens": UPDATES * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
+        "model": NETWORK, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
         "betas": [0.9, 0.99],
     }  # fmt: skip
 
@@ -310,13 +309,13 @@ def test_figures_are_pictures_without_a_trace_of_when_or_with_what_they_were_mad
 def test_the_card_says_how_much_text_each_model_was_trained_on(released):
     rows = re.findall(r"^\| ([^|]+) \| ([\d,]*) \| ([\d,]*) \| \d\.\d{4} \|", readme(released), re.MULTILINE)
     assert {name: tokens for name, _, tokens in rows} == {
-        "**HealthSLM**": f"{UPDATES * BATCH_TOKENS:,}",
+        "**HealthSLM**": f"{STEPS * BATCH_TOKENS:,}",
         "the same network, untrained": "0",
-        "the same": f"{UPDATES * BATCH_TOKENS:,}",
+        "the same": f"{STEPS * BATCH_TOKENS:,}",
     }
 
 
-def test_the_metrics_of_the_run_are_published_up_to_the_update_of_the_weights(inputs, released):
+def test_the_metrics_of_the_run_are_published_up_to_the_step_of_the_weights(inputs, released):
     """Here the run's last evaluation is the best, so these are all."""
     assert (released / "results/training/metrics.jsonl").read_bytes() == (inputs.run / "metrics.jsonl").read_bytes()
 
@@ -504,8 +503,8 @@ def test_what_the_card_could_not_tell_truly_is_refused(inputs, options, root, tm
     for changes, problem in [
         ({"held_out": other_file}, "other.jsonl: not held out of .*corpus, by its checksum"),
         ({"pubmedqa": other_file}, "other.jsonl: not held out of .*corpus, by its checksum"),
-        ({"run": no_config}, "no config: no run of scripts/pretrain.py, for there is no config.yaml in it"),
-        ({"run": no_metrics}, "no metrics: no update stands in its metrics.jsonl"),
+        ({"run": no_config}, "no config: not a run folder, it has no config.yaml"),
+        ({"run": no_metrics}, "no metrics: its metrics.jsonl has no training step"),
         ({"tokens": other_tokens}, "tokens: not the tokens that .*run was trained on"),
     ]:
         with pytest.raises(UserError, match=problem):
@@ -525,51 +524,3 @@ def test_the_command_takes_the_run_without_a_name_and_the_recipe_of_the_evaluati
 def test_a_readme_without_a_place_for_the_section_is_refused(text):
     with pytest.raises(UserError, match=r"README.md: expected one line <!-- release.* one line <!-- /release -->"):
         insert_section(f"---\nlicense: mit\n---\n{text}", "section", [])
-
-
-def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    (folder / "config.yaml").write_text("max_tokens: 400\nseed: 0\nmuon_learning_rate: 0.01\n", encoding="utf-8")
-    return folder
-
-
-RECORDS = [
-    {"step": 0, "tokens": 0, "hardware": "a laptop"},
-    {"step": 0, "tokens": 0, "validation_bits_per_byte": 3.0},
-    {"step": 1, "tokens": 100, "loss": 2.0, "tokens_per_second": 10.0},
-    {"step": 2, "tokens": 300, "loss": 2.0, "tokens_per_second": 50.0},
-    {"step": 2, "tokens": 300, "validation_bits_per_byte": 1.5},
-    {"step": 2, "tokens": 300, "hardware": "a server"},
-    {"step": 3, "tokens": 400, "skipped": {}},
-    {"step": 4, "tokens": 500, "loss": 2.0, "tokens_per_second": 100.0},
-    {"step": 4, "tokens": 500, "validation_bits_per_byte": 1.6},
-]
-
-
-@pytest.mark.parametrize(
-    ("model", "step", "tokens", "seconds", "skipped", "hardware"),
-    [
-        ("best", 2, 300, 10 + 4, 0, ["a laptop", "a server"]),
-        ("checkpoints/step-1", 1, 100, 10, 0, ["a laptop"]),
-        ("elsewhere", 4, 500, 10 + 4 + 1, 1, ["a laptop", "a server"]),
-    ],
-)
-def test_a_model_is_reported_as_of_the_update_that_made_it(tmp_path, model, update, tokens, seconds, skipped, hardware):
-    run = write_run(tmp_path / "run", RECORDS)
-    report = report_training(run, run / model)
-    assert (report.update, report.tokens, report.skipped) == (update, tokens, skipped)
-    assert report.hours * 3600 == pytest.approx(seconds)
-    assert report.hardware == hardware
-    assert report.recipe == {"max_tokens": 400, "muon_learning_rate": 0.01}
-
-
-def test_a_recipe_names_a_folder_that_training_began_with_by_its_name_alone(tmp_path):
-    report = TrainingReport(RECORDS, {"model": str(tmp_path / "first"), "seed": 0}, [])
-    assert report.recipe == {"model": "first"}
-    assert replace(report, config={"model": "openai-community/gpt2"}).recipe == {"model": "openai-community/gpt2"}
-
-
-def test_hardware_is_told_in_words():
-    assert re.fullmatch(r"\d+ cores of \S.*", describe_hardware(torch.device("cpu")))
-    assert describe_hardware(torch.device("mps"), processes=2) == "2 x mps"

@@ -176,7 +176,7 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_measured(options, 
 
 
 def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(options, results, tmp_path):
-    """Of a run that has read 16 rows, the documents that these open, and no other."""
+    """Of a run that has read 16 sequences, the documents that these open, and no other."""
     run = tmp_path / "run"
     run.mkdir()
     recipe = {"context": 256, "seed": 3}
@@ -187,11 +187,11 @@ def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(
     found = json.loads((tmp_path / "some/memorisation.json").read_text(encoding="utf-8"))
 
     train = TokenizedSplit(options.tokens, "train")
-    rows = PackedSequences(train, 256, seed=3)
-    assert rows.sequences_per_epoch >= 16  # so that no document begins twice
+    sequences = PackedSequences(train, 256, seed=3)
+    assert sequences.sequences_per_epoch >= 16  # so that no document begins twice
     opened = (
-        rows.batch(range(16))["input_ids"][:, :157] == train.separator_id
-    ).sum()  # a row has 101 tokens from there
+        sequences.batch(range(16))["input_ids"][:, :157] == train.separator_id
+    ).sum()  # a sequence has 101 tokens from there
     assert 0 < found["training"]["documents"] <= found["training"]["chosen_from"] == opened < len(train)
     assert {"config.yaml", "metrics.jsonl"} <= found["inputs"].keys()
     assert found["held_out"] == results["memorisation"]["held_out"]
