@@ -1,4 +1,4 @@
-"""What all tests share: no network, caches of their own, two fixtures for files, and ways to run a script."""
+"""Fixtures for all tests: no network, temporary caches, files, and ways to run a script."""
 
 import logging
 import os
@@ -39,13 +39,13 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The root of the repository, which is a model folder too."""
+    """The root of the repository, which is also a model folder."""
     return REPOSITORY
 
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real files (NCBI's among them) named by HEALTHSLM_TEST_DATA."""
+    """The folder of real files, such as NCBI's, that HEALTHSLM_TEST_DATA names."""
     folder = os.environ.get("HEALTHSLM_TEST_DATA")
     if not folder:
         pytest.skip("HEALTHSLM_TEST_DATA names no folder of real files")
@@ -54,7 +54,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_script() -> RunScript:
-    """Run `scripts/NAME.py` in a process of its own: `run_script("evaluate", "--model", folder, cwd=…, env=…)`."""
+    """Run `scripts/NAME.py` in its own process: `run_script("evaluate", "--model", folder, cwd=…, env=…)`."""
 
     def run(name: str, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None):
         command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *map(str, arguments)]
@@ -65,7 +65,7 @@ def run_script() -> RunScript:
 
 @pytest.fixture
 def run_script_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunScript:
-    """The same in this process, which has imported already what takes a new one seconds, in the current folder."""
+    """The same in this process and the current folder, which saves the seconds of imports."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         script = REPOSITORY / "scripts" / f"{name}.py"
@@ -84,7 +84,7 @@ def run_script_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
 
 @pytest.fixture(scope="session")
 def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
-    """Corpus, tokenizer and tokens made of the embedded sample by the stages themselves."""
+    """Corpus, tokenizer and tokens that the stages make from the sample."""
     from pipeline_folders import make_folders  # seconds to import, and few tests need it
 
     return make_folders(tmp_path_factory.mktemp("sample"))
@@ -92,7 +92,7 @@ def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Train on the CPU in fp32 and in bf16, whatever this processor is fast at."""
+    """Train on the CPU in fp32 and bf16, whether or not this processor supports bf16."""
     from in_precision import set_precision  # seconds to import, and few tests need it
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 64 KiB, to be filled. Mounting one takes the rights of root."""
+    """A folder on a file system of 64 KiB. Mounting it needs root."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     mounted = subprocess.run(

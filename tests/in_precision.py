@@ -1,4 +1,4 @@
-"""Train on the CPU in fp32 or in bf16, whatever this processor is fast at.
+"""Train on the CPU in fp32 or bf16, whether or not this processor supports bf16.
 
     python tests/in_precision.py bf16 scripts/pretrain.py --recipe recipe.yaml
 
@@ -14,7 +14,7 @@ import torch
 
 
 def set_precision(precision: str, setattr: Callable = setattr) -> None:
-    """Have PyTorch say that this CPU is fast at bf16, or that it is not, on which training decides."""
+    """Make PyTorch report that this CPU supports bf16, or that it doesn't, which training checks."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         setattr(torch.cpu, name, lambda: precision == "bf16")
 

@@ -1,4 +1,4 @@
-"""Attention document by document: what a mask over the whole row computes, whatever the model."""
+"""Attention within documents computes what a mask over whole sequences computes, for every model."""
 
 import pytest
 import torch
@@ -52,14 +52,14 @@ def logits_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Ten
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_documents_are_attended_to_as_a_mask_over_the_row_has_it(model, implementation):
+def test_attention_equals_that_with_a_mask_over_the_sequence(model, implementation):
     masked = logits_and_gradients(model, position_ids=POSITIONS)
     model.set_attn_implementation(implementation)
     bounds = BOUNDS[implementation]
     assert_close(logits_and_gradients(model, position_ids=POSITIONS, cu_seq_lens_q=bounds), masked)
 
 
-def test_each_document_has_the_logits_that_it_has_alone(model, implementation):
+def test_each_document_has_the_same_logits_as_alone(model, implementation):
     model.set_attn_implementation(implementation)
     ids, bounds = random_ids(ROWS, LENGTH), BOUNDS[implementation]
     packed = model(ids, position_ids=POSITIONS, cu_seq_lens_q=bounds, use_cache=False).logits.flatten(0, 1)
@@ -69,13 +69,13 @@ def test_each_document_has_the_logits_that_it_has_alone(model, implementation):
         assert_close(packed[start:end], model(ids.flatten()[None, start:end]).logits[0])
 
 
-def test_without_bounds_rows_are_attended_to_as_by_pytorch(model, implementation):
+def test_without_bounds_attention_is_that_of_pytorch(model, implementation):
     plain = model(random_ids(ROWS, LENGTH)).logits
     model.set_attn_implementation(implementation)
     assert_close(model(random_ids(ROWS, LENGTH)).logits, plain)
 
 
-def test_under_autocast_products_are_of_its_type(model, implementation):
+def test_under_autocast_products_have_its_dtype(model, implementation):
     model.set_attn_implementation(implementation)
     arguments = {"position_ids": POSITIONS, "cu_seq_lens_q": BOUNDS[implementation], "use_cache": False}
     exact = model(random_ids(ROWS, LENGTH), **arguments).logits
@@ -85,14 +85,14 @@ def test_under_autocast_products_are_of_its_type(model, implementation):
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
 
 
-def test_bounds_of_documents_are_where_positions_are_zero():
+def test_documents_start_where_positions_are_zero():
     positions = torch.tensor([[0, 1, 2, 0], [0, 0, 1, 2]])
     assert document_bounds(positions, "sdpa") is None
     assert document_bounds(positions, PACKED_DOCUMENTS).tolist() == [0, 3, 4, 5, 8]
     assert document_bounds(positions, VARLEN).tolist() == [0, 3, 4, 5, 8]
 
 
-def test_for_a_gpu_bounds_are_as_many_as_a_multiple_of_one_for_every_128_tokens():
+def test_for_a_gpu_the_number_of_bounds_is_padded():
     positions = (torch.arange(512) % 100)[None].expand(2, -1)  # 12 documents in 1,024 tokens
     bounds = document_bounds(positions, VARLEN)
     assert bounds.dtype == torch.int32 and len(bounds) - 1 == 16
@@ -100,7 +100,7 @@ def test_for_a_gpu_bounds_are_as_many_as_a_multiple_of_one_for_every_128_tokens(
     assert bounds[13:].tolist() == [1024] * 4
 
 
-def test_batches_of_other_documents_take_no_other_compilation():
+def test_batches_with_other_documents_do_not_recompile():
     model = network("healthslm", num_hidden_layers=1)
     model.set_attn_implementation(VARLEN)
     torch._dynamo.reset()
@@ -115,7 +115,7 @@ def test_batches_of_other_documents_take_no_other_compilation():
 
 
 @pytest.mark.parametrize(("compiled", "expected"), [(False, PACKED_DOCUMENTS), (True, "sdpa")])
-def test_on_a_cpu_a_model_attends_document_by_document_unless_it_is_compiled(compiled, expected):
+def test_on_a_cpu_attention_runs_one_document_at_a_time_unless_compiled(compiled, expected):
     model = network("healthslm")
     fit_attention(model, torch.device("cpu"), compiled)
     assert model.config._attn_implementation == expected
@@ -126,14 +126,14 @@ def test_on_a_cpu_a_model_attends_document_by_document_unless_it_is_compiled(com
     [(lambda: network("healthslm"), True, VARLEN), (lambda: network("healthslm"), False, "sdpa"), (gpt2, True, "sdpa")],
     ids=["a GPU with bf16", "one without", "a model with attention dropout"],
 )
-def test_on_a_gpu_it_takes_flash_attention_where_that_computes_the_same(monkeypatch, make, has_bf16, expected):
+def test_on_a_gpu_attention_is_flash_attention_if_it_computes_the_same(monkeypatch, make, has_bf16, expected):
     monkeypatch.setattr(attention, "computes_in_bf16", lambda device: has_bf16)
     model = make()
     fit_attention(model, torch.device("cuda"), compiled=True)
     assert model.config._attn_implementation == expected
 
 
-def test_dropout_falls_on_the_weights_in_training_alone():
+def test_dropout_applies_to_the_attention_weights():
     """With values of one throughout, what is left is the sum of the weights that were kept."""
     query = torch.randn(2000, 4, 8, generator=torch.Generator().manual_seed(0))
     ones, bounds = torch.ones_like(query), torch.tensor([0, 1000, 2000])

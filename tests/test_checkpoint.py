@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, proven by checksums, and exact; whatever happens while one is written."""
+"""Checkpoints are complete or absent, checked by checksums, and exact, whatever happens while one is written."""
 
 import errno
 import hashlib
@@ -54,8 +54,8 @@ def optimizers_of(model: PreTrainedModel, muon: bool = False) -> list[torch.opti
     return optimizers
 
 
-def update(model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
-    """One step by random gradients."""
+def take_step(model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], seed: int) -> None:
+    """Take one step with random gradients."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -70,7 +70,7 @@ def trained(
     model = make_model(config)
     optimizers = optimizers_of(model, muon)
     for seed in range(2):
-        update(model, optimizers, seed)
+        take_step(model, optimizers, seed)
     return model, optimizers
 
 
@@ -87,7 +87,7 @@ def save(sample_folders) -> Save:
 
 @pytest.fixture(scope="module")
 def saved(save, tmp_path_factory) -> Path:
-    """A folder of checkpoints 4 and 8, to be copied."""
+    """A folder with checkpoints 4 and 8, for tests to copy."""
     checkpoints = tmp_path_factory.mktemp("saved") / "checkpoints"
     save(checkpoints, 4)
     save(checkpoints, 8)
@@ -117,8 +117,8 @@ def test_the_manifest_lists_every_other_file_with_its_sha256(saved):
     assert {"model.safetensors", "optimizer.safetensors", "training_state.json", "tokenizer.json"} <= manifest.keys()
 
 
-def test_files_in_folders_of_a_checkpoint_are_listed_too(sample_folders, tmp_path):
-    """As those of a tokenizer with several chat templates."""
+def test_files_in_subfolders_of_a_checkpoint_are_listed_too(sample_folders, tmp_path):
+    """A tokenizer with several chat templates has such files."""
     tokenizer = AutoTokenizer.from_pretrained(sample_folders.tokenizer)
     tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -150,7 +150,7 @@ def test_nothing_is_pickled(save, tmp_path, monkeypatch):
             path.read_text(encoding="utf-8")
 
 
-def test_only_the_process_that_writes_writes(sample_folders, tmp_path):
+def test_only_the_writing_process_writes(sample_folders, tmp_path):
     save_checkpoint(tmp_path / "made", 1, *trained(), sample_folders.tokenizer, STATE, keep=1, writes=False)
     assert not (tmp_path / "made").exists()
 
@@ -158,7 +158,7 @@ def test_only_the_process_that_writes_writes(sample_folders, tmp_path):
 # Which one is taken
 
 
-def test_the_newest_is_that_of_the_most_updates(tmp_path, saved):
+def test_the_newest_checkpoint_has_the_highest_step(tmp_path, saved):
     for name in ("step-9", "step-10"):
         shutil.copytree(saved / "step-8", tmp_path / name)
     for name in ("step-12.old", "step-x", ".step-11.partial-abc/step-11"):
@@ -182,7 +182,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def make_zeros(path: Path) -> None:
-    """As file systems leave what was not synced before the power failed."""
+    """What file systems leave if the power fails before a sync."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -190,7 +190,7 @@ DAMAGES = [truncate, empty, flip_a_bit, make_zeros, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_to_any_file_is_reported_and_the_checkpoint_passed_over(checkpoints, caplog, damage):
+def test_damage_to_any_file_is_reported_and_the_checkpoint_skipped(checkpoints, caplog, damage):
     newer = checkpoints / "step-8"
     for name, content in contents(newer).items():
         caplog.clear()
@@ -204,12 +204,12 @@ def test_damage_to_any_file_is_reported_and_the_checkpoint_passed_over(checkpoin
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"config.json": 1}', '"manifest"', "{"])
-def test_a_manifest_that_is_none_is_damage(checkpoints, manifest):
+def test_an_invalid_manifest_is_damage(checkpoints, manifest):
     (checkpoints / "step-8" / "manifest.json").write_text(manifest)
     assert newest_checkpoint(checkpoints) == checkpoints / "step-4"
 
 
-def test_any_wrong_byte_of_a_manifest_is_damage_unless_it_says_the_same(checkpoints):
+def test_any_wrong_byte_of_a_manifest_is_damage_unless_its_content_is_equal(checkpoints):
     folder = checkpoints / "step-8"
     path = folder / "manifest.json"
     manifest = path.read_bytes()
@@ -221,7 +221,7 @@ def test_any_wrong_byte_of_a_manifest_is_damage_unless_it_says_the_same(checkpoi
 
 
 def test_a_disk_that_cannot_read_a_file_is_damage(checkpoints, monkeypatch, caplog):
-    """The system names no file in such an error."""
+    """Such an error has no file name."""
     read = checkpoint_module.file_sha256
 
     def fail(path: Path) -> str:
@@ -234,7 +234,7 @@ def test_a_disk_that_cannot_read_a_file_is_damage(checkpoints, monkeypatch, capl
     assert "Input/output error" in caplog.text
 
 
-def test_where_all_are_damaged_each_is_reported_and_the_error_is_one_line(checkpoints, caplog):
+def test_if_all_are_damaged_each_is_reported_and_the_error_is_one_line(checkpoints, caplog):
     for folder in checkpoints.iterdir():
         (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="^[^\n]*no valid checkpoint[^\n]*$"):
@@ -242,8 +242,8 @@ def test_where_all_are_damaged_each_is_reported_and_the_error_is_one_line(checkp
     assert [f"step-{n}" in record.message for n, record in zip((8, 4), caplog.records, strict=True)] == [True, True]
 
 
-def test_a_folder_that_was_not_wholly_removed_does_no_harm(checkpoints, save):
-    """Removing the oldest was cut short: it is passed over, and the next save removes what is left of it."""
+def test_a_partly_removed_checkpoint_does_no_harm(checkpoints, save):
+    """It is skipped, and the next save removes the rest of it."""
     (checkpoints / "step-4" / "model.safetensors").unlink()
     assert newest_checkpoint(checkpoints) == checkpoints / "step-8"
     save(checkpoints, 12)
@@ -254,7 +254,7 @@ def test_a_folder_that_was_not_wholly_removed_does_no_harm(checkpoints, save):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_old_ones_go_when_the_new_one_stands(checkpoints, save, monkeypatch, keep):
+def test_old_checkpoints_are_removed_once_the_new_one_is_complete(checkpoints, save, monkeypatch, keep):
     stood = []
     remove = shutil.rmtree
 
@@ -270,14 +270,14 @@ def test_old_ones_go_when_the_new_one_stands(checkpoints, save, monkeypatch, kee
 
 
 def test_a_damaged_one_of_more_updates_goes_rather_than_the_new_one(checkpoints, save):
-    """The run went on from step-4 and was stopped before it reached step 8 again."""
+    """The run resumed from step-4 and was stopped before it reached step 8 again."""
     flip_a_bit(checkpoints / "step-8" / "model.safetensors")
     new = save(checkpoints, 6, keep=1)
     assert names(checkpoints) == ["step-6"]
     assert newest_checkpoint(checkpoints) == new
 
 
-def test_one_that_cannot_be_removed_is_no_reason_to_end_a_run(checkpoints, save, monkeypatch):
+def test_a_checkpoint_that_cannot_be_removed_does_not_end_a_run(checkpoints, save, monkeypatch):
     with monkeypatch.context() as patch:
 
         def fail(path, **_):
@@ -296,7 +296,7 @@ def test_one_that_cannot_be_removed_is_no_reason_to_end_a_run(checkpoints, save,
 
 @pytest.mark.parametrize("writer", ["save_model", "save_file", "write_json", "file_sha256"])
 @pytest.mark.parametrize("number", [8, 12], ids=["in the place of another", "as a new one"])
-def test_a_save_that_fails_midway_leaves_what_was_there(checkpoints, save, monkeypatch, writer, number):
+def test_a_save_that_fails_leaves_existing_checkpoints(checkpoints, save, monkeypatch, writer, number):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -309,7 +309,7 @@ def test_a_save_that_fails_midway_leaves_what_was_there(checkpoints, save, monke
     assert newest_checkpoint(checkpoints) == checkpoints / "step-8"
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(save, small_disk):
+def test_a_full_disk_leaves_the_last_checkpoint(save, small_disk):
     subprocess.run(["mount", "-o", "remount,size=800k", small_disk], check=True)  # one checkpoint and a half
     checkpoints = small_disk / "checkpoints"
     save(checkpoints, 4, keep=1)
@@ -326,11 +326,11 @@ CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def is_killed_before_operation(number: int, checkpoints: Path, work: Callable[[], object]) -> bool:
-    """Do `work` in a process that kills itself before its operation of this number; False where it has not so many."""
+    """Do `work` in a process that kills itself before its operation of this number. False if it has fewer."""
     operations = itertools.count()
 
     def watch(event: str, arguments: tuple) -> None:
-        # Those that remove name a file without its folder.
+        # Operations that remove a file name it without its folder.
         is_ours = event in CHANGES and (event != "open" or str(checkpoints) in str(arguments[0]))
         if is_ours and next(operations) == number:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -378,12 +378,12 @@ def test_a_save_killed_before_any_of_its_operations_leaves_a_valid_checkpoint_an
 
 
 def with_names_that_begin_alike() -> tuple[PreTrainedModel, list[torch.optim.Optimizer]]:
-    """h.1 and h.10 are in it too."""
+    """Its layers include h.1 and h.10."""
     model = make_model(TINY_GPT2)
     for name in ("scale", "scale_2", "scale_2_exp_avg"):
         model.register_parameter(name, torch.nn.Parameter(torch.randn(3)))
     optimizers = optimizers_of(model)
-    update(model, optimizers, seed=0)
+    take_step(model, optimizers, seed=0)
     return model, optimizers
 
 
@@ -392,7 +392,7 @@ def with_names_that_begin_alike() -> tuple[PreTrainedModel, list[torch.optim.Opt
     [trained, lambda: trained(muon=True), lambda: trained(TINY_GPT2, muon=True), with_names_that_begin_alike],
     ids=["adamw", "adamw and muon", "gpt2", "names that begin alike"],
 )
-def test_optimizers_come_back_bit_for_bit(save, tmp_path, make):
+def test_optimizers_are_restored_bit_for_bit(save, tmp_path, make):
     model, optimizers = make()
     folder = save(tmp_path, 1, (model, optimizers))
     resumed = optimizers_of(model, muon=len(optimizers) == 2)
@@ -410,21 +410,21 @@ def test_optimizers_come_back_bit_for_bit(save, tmp_path, make):
 
 
 @pytest.mark.parametrize("muon", [False, True], ids=["adamw", "adamw and muon"])
-def test_the_next_update_is_that_of_a_run_that_never_stopped(save, tmp_path, muon):
+def test_the_next_step_equals_that_of_a_run_that_never_stopped(save, tmp_path, muon):
     model, optimizers = trained(muon=muon)
     folder = save(tmp_path, 1, (model, optimizers))
     resumed = open_model(folder)
     resumed_optimizers = optimizers_of(resumed, muon)
     load_optimizers(folder, resumed, resumed_optimizers)
     for each in ((model, optimizers), (resumed, resumed_optimizers)):
-        update(*each, seed=2)
+        take_step(*each, seed=2)
     for (name, before), after in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert before.detach().numpy().tobytes() == after.detach().numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("share", ["none", "half"])
-def test_weights_that_no_update_has_reached_come_back_too(save, tmp_path, share):
-    """As when all steps so far were skipped, or a part of the network is not in use."""
+def test_weights_without_optimizer_state_are_restored_too(save, tmp_path, share):
+    """All steps so far were skipped, or a part of the model is not in use."""
     model = make_model(TINY_MODEL)
     optimizers = optimizers_of(model)
     if share == "half":
@@ -437,13 +437,13 @@ def test_weights_that_no_update_has_reached_come_back_too(save, tmp_path, share)
     expected = {parameter for parameter in model.parameters() if parameter.grad is not None}
     assert set(resumed[0].state) == expected
     for each in (optimizers, resumed):
-        update(model, each, seed=0)
+        take_step(model, each, seed=0)
     for parameter in model.parameters():
         assert torch.equal(optimizers[0].state[parameter]["step"], resumed[0].state[parameter]["step"])
 
 
-def test_optimizers_do_not_hold_on_to_the_file(save, tmp_path):
-    """A tensor that still lay in it would follow its bytes, and keep its disk space from being free."""
+def test_optimizers_do_not_keep_the_file_open(save, tmp_path):
+    """A tensor that is mapped from the file would keep its disk space in use."""
     model, optimizers = trained()
     folder = save(tmp_path, 1, (model, optimizers))
     resumed = optimizers_of(model)

@@ -1,4 +1,4 @@
-"""Training by two processes over gloo: the same run as by one, whatever befalls one of them."""
+"""Training with two processes over gloo gives the run of one process, also when one of them fails."""
 
 import json
 import os
@@ -49,7 +49,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run and what its processes told of themselves."""
+    """A run, and what its processes recorded."""
 
     folder: Path
     record: Path
@@ -170,11 +170,11 @@ def assert_same_run(run: Run, expected: Run, tolerance: dict[str, float]) -> Non
 # Two processes are one
 
 
-def test_two_processes_train_as_one_does(one, two):
+def test_two_processes_train_like_one(one, two):
     assert_same_run(two, one, TOLERANCE["AdamW"])
 
 
-def test_processes_share_the_rows_of_one_and_read_none_twice(one, two):
+def test_processes_share_the_sequences_and_read_none_twice(one, two):
     alone = one.told(0)["sequences"]
     shared = [two.told(rank)["sequences"] for rank in (0, 1)]
     assert [batch for pair in zip(*shared, strict=True) for batch in pair] == alone
@@ -183,7 +183,7 @@ def test_processes_share_the_rows_of_one_and_read_none_twice(one, two):
     assert first | second == set(range(STEPS * 8))
 
 
-def test_the_first_process_alone_writes(two):
+def test_only_the_main_process_writes(two):
     watch = json.loads(next(argument for argument in two.done[0].args if str(argument).startswith("{")))
     assert not Path(watch["output"]).exists()
     assert two.checkpoints == ["step-4", "step-8"]
@@ -193,14 +193,14 @@ def test_both_processes_end_with_the_weights_of_the_checkpoint(two):
     assert two.told(0)["weights"] == two.told(1)["weights"]
 
 
-def test_no_wrapped_model_outlives_the_group_of_the_processes(two):
-    """One that does may hang, once in a hundred runs."""
+def test_no_wrapped_model_outlives_the_process_group(two):
+    """If one does, a run in a hundred hangs."""
     assert [(two.record / f"{rank}.wrapped").read_text() for rank in (0, 1)] == ["0", "0"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["Muon", "gpt2"])
-def test_two_processes_train_as_one_does_with(train, variant):
+def test_two_processes_train_like_one_with(train, variant):
     alone = succeeded(train(**VARIANTS[variant]))
     together = succeeded(train(TORCHRUN, **VARIANTS[variant]))
     assert_same_run(together, alone, TOLERANCE[variant])
@@ -227,7 +227,7 @@ def test_a_signal_to_one_process_stops_both_with_one_checkpoint(stopped):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_stopped_run_of_two_processes_goes_on(train, one, two, stopped, tmp_path, processes):
+def test_a_stopped_run_of_two_processes_resumes(train, one, two, stopped, tmp_path, processes):
     shutil.copytree(stopped.folder, tmp_path / "run")
     resumed = succeeded(train(processes=processes, folder=tmp_path / "run", resume=True))
     assert_same_run(resumed, one, TOLERANCE["AdamW"])
@@ -247,7 +247,7 @@ def test_a_killed_run_of_two_processes_ends_with_the_bytes_of_one_never_stopped(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_skips_the_update_in_both(train):
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(train):
     run = succeeded(train(processes=2, watch={"nan": True, "step": 3}, save_every=1))
     skipped = [record for record in read_metrics(run.folder) if "skipped" in record]
     assert [record["step"] for record in skipped] == [3]
@@ -280,7 +280,7 @@ def test_accelerate_reads_its_configurations(path):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_trains_as_torchrun_does(train, two):
+def test_accelerate_launch_trains_like_torchrun(train, two):
     assert succeeded(train(launch_by("ddp"))).bytes() == two.bytes()
 
 
@@ -290,13 +290,13 @@ def sharded(train) -> Run:
 
 
 @pytest.mark.slow
-def test_spread_over_processes_by_fsdp2_a_model_trains_as_in_one(one, sharded):
+def test_a_model_sharded_by_fsdp2_trains_like_in_one_process(one, sharded):
     assert [sharded.told(rank)["parameters"] for rank in (0, 1)] == [PARAMETERS // 2] * 2
     assert_same_run(sharded, one, TOLERANCE["AdamW"])
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_fsdp2_is_a_whole_model_whose_head_is_its_embedding(sharded):
+def test_a_checkpoint_of_fsdp2_is_a_whole_model_with_a_tied_head(sharded):
     for folder in (sharded.folder / "best", sharded.checkpoint()):
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert model.num_parameters() == PARAMETERS
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_fsdp2_is_a_whole_model_whose_head_is_its_embedding(shar
 
 
 @pytest.mark.slow
-def test_with_fsdp2_muon_trains_as_in_one_process(train):
+def test_muon_with_fsdp2_trains_like_in_one_process(train):
     alone = succeeded(train(**VARIANTS["Muon"]))
     spread = succeeded(train(launch_by("fsdp2"), watch={"sharded": True}, **VARIANTS["Muon"]))
     assert_same_run(spread, alone, TOLERANCE["Muon"])
@@ -313,7 +313,7 @@ def test_with_fsdp2_muon_trains_as_in_one_process(train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["fsdp2", "one process"])
-def test_a_run_of_fsdp2_goes_on_with(train, sharded, tmp_path, way):
+def test_a_run_of_fsdp2_resumes_with(train, sharded, tmp_path, way):
     shutil.copytree(sharded.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step-8")
     launcher, watch = (launch_by("fsdp2"), {"sharded": True}) if way == "fsdp2" else (None, {})
@@ -356,7 +356,7 @@ else:
 
 
 @pytest.mark.slow
-def test_a_job_of_slurm_whose_time_is_up_queues_again_and_goes_on(sample_folders, tmp_path):
+def test_a_slurm_job_whose_time_is_up_is_requeued_and_resumes(sample_folders, tmp_path):
     script = REPOSITORY / "scripts" / "pretrain.sbatch"
     assert checks_of_bash(script) == ""
     for name, program in {"srun": SRUN, "scontrol": SCONTROL}.items():

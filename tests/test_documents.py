@@ -1,4 +1,4 @@
-"""What the README tells people to do, done: its commands and its Python, in order, in a copy of the repository."""
+"""What the documents tell people to do works: their commands and their Python run in a copy of the repository."""
 
 import os
 import re
@@ -8,32 +8,43 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from ncbi_server import serving, write_pubmed_file
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/pipeline.md")),
+    *sorted(
+        set(REPOSITORY.glob("docs/**/*.md")) - {REPOSITORY / "docs/quickstart.md", REPOSITORY / "docs/pipeline.md"}
+    ),
+]
+"""In the order in which they run: the first ones make the corpus and the model that later ones use."""
+
+MARK = re.compile(r"# (needs|takes) ")
+"""The first line of a block that tests don't run: `# needs a network`, `# needs a GPU`, `# takes minutes`."""
+
 SHORTENED = {
-    "build_corpus": "--validation-fraction 0.1 --test-fraction 0.1",  # of 60 citations, half a percent is none
+    "build_corpus": "--validation-fraction 0.1 --test-fraction 0.1",  # half a percent of 60 citations is none
     "train_tokenizer": "--vocab-size 1000",
     "pretrain": "--max-tokens 2048 --batch-tokens 1024 --micro-batch-size 1",
     "generate": "--max-new-tokens 8",
 }
-"""Options added to the README's own, so that they finish within minutes on the sample."""
+"""Options added to commands, so that they take minutes on the sample."""
+
+HUB_ID = "healthslm/healthslm-15m"
 
 
-STAGES = [
-    "download_pubmed",
-    "build_corpus",
-    "describe_corpus",
-    "train_tokenizer",
-    "tokenize_corpus",
-    "pretrain",
-    "evaluate",
-    "generate",
-]
-"""The scripts that the README leads through, in order."""
+def blocks(document: Path, language: str) -> list[str]:
+    """The blocks of a document in a language, without those that are marked."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for block in found if not MARK.match(block)]
 
 
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def commands(document: Path) -> list[str]:
+    """The commands of a document's shell blocks, without comments."""
+    lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("  #")[0].split()) for line in lines if line and not line.startswith("#")]
 
 
 @pytest.fixture
@@ -56,7 +67,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def publish_sample(repository: Path, folder: Path) -> None:
-    """Lay the sample out as the files of the baseline that the README downloads; the last ones hold a citation each."""
+    """Serve the sample as the baseline files that the documents download. The last ones hold one citation each."""
     samples = sorted((repository / "sample/pubmed").glob("*.xml"))
     citation = "<PubmedArticleSet><MedlineCitation><PMID>{}</PMID></MedlineCitation></PubmedArticleSet>"
     for number in range(1320, 1331):
@@ -64,23 +75,55 @@ def publish_sample(repository: Path, folder: Path) -> None:
         write_pubmed_file(folder / "baseline" / f"pubmed26n{number}.xml.gz", content)
 
 
-@pytest.mark.slow
-def test_the_readme_leads_from_ncbi_to_text_and_a_model_to_use(copy_of_repository, tmp_path):
-    readme = (copy_of_repository / "README.md").read_text(encoding="utf-8")
-    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
-    commands = [line.split("  #")[0] for line in lines if line.startswith("python ")]
-    stages = [re.search(r"scripts/(\w+)\.py", command)[1] for command in commands]
-    assert list(dict.fromkeys(stages)) == STAGES
-    publish_sample(copy_of_repository, tmp_path / "served")
-    with serving(tmp_path / "served") as server:
-        for stage, command in zip(stages, commands, strict=True):
-            more = f"--base-url {server.base_url}" if stage == "download_pubmed" else SHORTENED.get(stage, "")
-            printed = run(["bash", "-c", f"{command} {more}"], copy_of_repository)
-    assert "Vitamin D and the risk of" in printed
+def publish_model(repository: Path) -> None:
+    """Put the repository into the Hub's cache, as if it had been downloaded."""
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{HUB_ID.replace('/', '--')}"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for path in repository.glob("*"):
+        if path.suffix in (".json", ".py", ".safetensors"):
+            shutil.copy(path, snapshot)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0" * 40)
 
-    printed = run([sys.executable, "-c", "\n".join(blocks(readme, "python"))], copy_of_repository)
-    assert "trainable params: 786,432" in printed
-    assert re.search(r"19\.\d MB", printed)
+
+@pytest.mark.slow
+def test_commands_and_python_of_all_documents_run(copy_of_repository, tmp_path):
+    publish_sample(copy_of_repository, tmp_path / "served")
+    publish_model(copy_of_repository)
+    printed: dict[str, str] = {}
+    with serving(tmp_path / "served") as server:
+        for document in DOCUMENTS:
+            for command in commands(document):
+                if command in printed:
+                    continue
+                stage = re.search(r"scripts/(\w+)\.py", command)
+                more = SHORTENED.get(stage[1], "") if stage else ""
+                if stage and stage[1] == "download_pubmed":
+                    more = f"--base-url {server.base_url}"
+                printed[command] = run(["bash", "-c", f"{command} {more}"], copy_of_repository)
+            if python := "\n".join(blocks(document, "python")):
+                printed[document.name] = run([sys.executable, "-c", python], copy_of_repository)
+    assert "Vitamin D and the risk of" in next(text for command, text in printed.items() if "generate.py" in command)
+    assert "Vitamin D and the risk of" in printed["README.md"]
+    assert "trainable params: 786,432" in printed["README.md"]
+
+
+def test_every_marked_command_of_a_script_has_options_that_exist(repository):
+    """Blocks that tests don't run at least name scripts and options that exist."""
+    for document in DOCUMENTS:
+        for script, options in re.findall(r"python (scripts/\w+\.py)((?:[^\n`]|\\\n)*)", document.read_text("utf-8")):
+            source = (repository / script).read_text("utf-8")
+            module = re.search(r"healthslm\.[\w.]+", source)
+            assert module, script
+            for option in re.findall(r"--([\w-]+)", options):
+                assert option == "recipe" or find_option(option, repository), f"{document.name}: {script} --{option}"
+
+
+def find_option(option: str, repository: Path) -> bool:
+    field = option.replace("-", "_")
+    pattern = re.compile(rf"^    {field}: ", re.MULTILINE)
+    return any(pattern.search(path.read_text("utf-8")) for path in (repository / "healthslm").rglob("*.py"))
 
 
 @pytest.mark.slow

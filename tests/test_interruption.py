@@ -1,4 +1,4 @@
-"""Runs that are told to stop, and runs that are killed: what they leave, and that they go on to the same bytes."""
+"""Stopped and killed runs: what they leave, and that they resume to the same bytes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ STEPS = 100
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_the_first_signal_is_noted_and_work_goes_on(number, capfd):
+def test_the_first_signal_is_recorded_and_work_continues(number, capfd):
     with StopSignals() as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
@@ -39,7 +39,7 @@ def test_the_first_signal_is_noted_and_work_goes_on(number, capfd):
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_sigint_after_it_interrupts(first):
+def test_a_second_sigint_interrupts(first):
     with pytest.raises(KeyboardInterrupt), StopSignals():
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
@@ -47,8 +47,8 @@ def test_a_sigint_after_it_interrupts(first):
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_sigterm_after_it_changes_nothing(first, capfd):
-    """A scheduler sends one to all processes, and torchrun, which has got it too, another one to those it started."""
+def test_a_second_sigterm_changes_nothing(first, capfd):
+    """A scheduler sends SIGTERM to all processes, and torchrun sends another one to the processes that it started."""
     with StopSignals() as stop:
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -56,7 +56,7 @@ def test_a_sigterm_after_it_changes_nothing(first, capfd):
     assert capfd.readouterr().err.count("finishing this step") == 1
 
 
-def test_signals_mean_afterwards_what_they_meant_before():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopSignals():
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
@@ -85,7 +85,7 @@ def whole(recipe, precision, tmp_path_factory) -> Path:
 
 
 class Training:
-    """scripts/pretrain.py in a process of its own, perhaps below a launcher."""
+    """scripts/pretrain.py in its own process, or started by a launcher."""
 
     def __init__(self, output: Path, recipe: dict, launcher: tuple[str, ...] = (), **changes: object):
         self.output = output
@@ -119,7 +119,7 @@ class Training:
 
 
 def assert_that_it_stopped_with_a_checkpoint(training: Training) -> int:
-    """Return the step after which it did."""
+    """Return the step after which it stopped."""
     (folder,) = list_checkpoints(training.output / "checkpoints")
     assert find_damage(folder) is None
     step = read_metrics(training.output)[-1]["step"]
@@ -149,7 +149,7 @@ def measured(run: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGINT, "bf16")], indirect=["precision"]
 )
-def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_to_the_same_bytes(
+def test_a_signal_stops_a_run_after_its_step_and_the_printed_command_resumes_it_to_the_same_bytes(
     recipe, whole, tmp_path, number, precision
 ):
     launcher = ("tests/in_precision.py", precision)
@@ -176,7 +176,7 @@ def test_a_signal_stops_a_run_after_its_update_and_the_printed_command_goes_on_t
 
 
 def test_a_second_sigint_stops_at_once(recipe, tmp_path):
-    """The first step is of 40,000 sequences, one after another: minutes, which nobody waits for."""
+    """The first step has 40,000 micro-batches, which take minutes."""
     tokens = 40_000 * 64
     training = Training(tmp_path / "run", recipe, micro_batch_size=1, batch_tokens=tokens, max_tokens=tokens)
     training.wait_until(lambda: "k/2.56M" in training.stderr)  # the bar, after some of the micro-batches
@@ -192,7 +192,7 @@ def test_a_second_sigint_stops_at_once(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["torchrun", "all processes", "one process"])
-def test_a_signal_stops_two_processes_after_the_same_update(recipe, tmp_path, to):
+def test_a_signal_stops_two_processes_after_the_same_step(recipe, tmp_path, to):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     training = Training(tmp_path / "run", recipe | {"micro_batch_size": 2}, launcher)
     training.wait_for_step(3)
@@ -220,7 +220,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(
 
 
 @pytest.mark.slow
-def test_so_does_one_in_bf16_and_one_of_two_processes(sample_folders):
+def test_so_does_a_run_in_bf16_and_a_run_of_two_processes(sample_folders):
     done = soak(sample_folders)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DIFFERENCE" not in done.stdout

@@ -1,4 +1,4 @@
-"""The optimizers: which weights belong to which group, and what a step of each does to them."""
+"""The optimizers: the groups of weights, and what a step does to them."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("muon", [True, False], ids=["muon", "adamw alone"])
 @pytest.mark.parametrize("model", [TINY_MODEL, TINY_GPT2], ids=["healthslm", "gpt2"])
-def test_every_weight_has_one_group_with_its_learning_rate_and_decay(model, muon):
+def test_every_weight_is_in_one_group_with_its_learning_rate_and_decay(model, muon):
     model = make_model(model)
     optimizers = make_optimizers(model, **(SETTINGS | {"muon_learning_rate": 4e-3 if muon else None}))
     set_learning_rates(optimizers, 0.5)
@@ -36,7 +36,7 @@ def test_every_weight_has_one_group_with_its_learning_rate_and_decay(model, muon
         assert found[id(parameter)] == expected, name
 
 
-def test_muon_moves_a_matrix_along_the_orthogonal_factor_of_its_gradient():
+def test_the_update_of_muon_is_the_orthogonal_factor_of_the_gradient():
     """From rest the momentum is the gradient: the step is U V^T of its singular value decomposition, roughly (Newton-
     Schulz leaves singular values between 0.5 and 1.5), times 0.2 sqrt(max(rows, columns)), as AdamW has it."""
     model = make_model(TINY_MODEL)
@@ -57,8 +57,8 @@ def test_muon_moves_a_matrix_along_the_orthogonal_factor_of_its_gradient():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_takes_the_steps_of_pytorchs_which_takes_one_matrix_at_a_time(nesterov, precision):
-    """Wide, tall and square matrices, of which there are several of a shape; one has no gradient in the second step."""
+def test_muon_equals_pytorchs_muon(nesterov, precision):
+    """Wide, tall and square matrices, several of each shape; one has no gradient in the second step."""
     shapes = [(16, 48), (16, 48), (48, 16), (32, 32), (32, 32), (16, 48)]
     settings = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
     found = {}
@@ -78,7 +78,7 @@ def test_muon_takes_the_steps_of_pytorchs_which_takes_one_matrix_at_a_time(neste
         torch.testing.assert_close(our, their, rtol=0.0, atol=5e-4)
 
 
-def test_layers_with_zeroed_projections_pass_their_input_on():
+def test_layers_with_zero_projections_are_the_identity():
     model = make_model(TINY_MODEL).eval()
     zero_residual_projections(model)
     ids = torch.arange(10)[None]

@@ -1,4 +1,4 @@
-"""Training sequences: what they hold, and their order."""
+"""Packed sequences: their content and their order."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def documents_in(tokens: np.ndarray, separator: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_an_epoch_holds_every_document_once_whole_and_in_another_order(train, epoch):
+def test_an_epoch_has_every_document_once_in_another_order(train, epoch):
     sequences = PackedSequences(train, context=64, seed=0)
     *whole, cut = documents_in(epoch_of(sequences, epoch)["input_ids"].ravel(), train.separator_id)
     of_split = [tuple(train.document(number)) for number in range(len(train))]
@@ -35,14 +35,14 @@ def test_an_epoch_holds_every_document_once_whole_and_in_another_order(train, ep
     assert 0 < sum(map(len, left)) - len(cut) <= 64
 
 
-def test_labels_are_the_next_tokens_in_the_row_and_beyond_it(train):
+def test_labels_are_the_next_tokens_also_across_sequences(train):
     batch = epoch_of(PackedSequences(train, context=64, seed=0))
     inputs, labels = batch["input_ids"].ravel(), batch["labels"].ravel()
     assert (labels[:-1] == inputs[1:]).all()
 
 
-def test_neighbours_in_the_corpus_are_no_neighbours_in_the_rows(train):
-    """In a random order, two pairs are expected to have been neighbours, however many documents there are."""
+def test_neighbors_in_the_corpus_are_not_neighbors_in_a_sequence(train):
+    """A random order keeps two pairs of neighbors on average, for any number of documents."""
     sequences = PackedSequences(train, context=64, seed=0)
     order = [
         number for numbers in sequences.locate(range(sequences.sequences_per_epoch))["documents"] for number in numbers
@@ -61,7 +61,7 @@ def test_positions_count_from_each_separator(train):
         assert indices.tolist() == expected
 
 
-def test_the_order_follows_from_seed_and_position_alone(train):
+def test_the_seed_and_the_index_determine_a_sequence(train):
     one = PackedSequences(train, context=64, seed=3)
     far = range(5 * one.sequences_per_epoch - 2, 5 * one.sequences_per_epoch + 2)
     late = one.batch(far)["input_ids"]
@@ -70,13 +70,13 @@ def test_the_order_follows_from_seed_and_position_alone(train):
     assert (PackedSequences(train, context=64, seed=4).batch(far)["input_ids"] != late).any()
 
 
-def test_epochs_differ_in_their_order(train):
+def test_epochs_have_different_orders(train):
     sequences = PackedSequences(train, context=64, seed=0)
     first, second = epoch_of(sequences, 0), epoch_of(sequences, 1)
     assert (first["input_ids"] != second["input_ids"]).any()
 
 
-def test_the_place_of_rows_names_the_documents_whose_tokens_they_hold(train):
+def test_locating_sequences_names_their_documents(train):
     sequences = PackedSequences(train, context=64, seed=0)
     indices = range(sequences.sequences_per_epoch - 20, sequences.sequences_per_epoch + 20)  # two epochs
     place = sequences.locate(indices)
@@ -89,7 +89,7 @@ def test_the_place_of_rows_names_the_documents_whose_tokens_they_hold(train):
         assert len(numbers) - 1 == sequence[1:].count(train.separator_id)
 
 
-def test_the_documents_that_rows_open_are_those_of_which_one_row_holds_the_first_tokens(train):
+def test_documents_opened_have_their_first_tokens_in_one_sequence(train):
     sequences = PackedSequences(train, context=64, seed=0)
     indices = range(sequences.sequences_per_epoch - 15, sequences.sequences_per_epoch + 15)
     batch = sequences.batch(indices)
@@ -108,12 +108,12 @@ def test_the_documents_that_rows_open_are_those_of_which_one_row_holds_the_first
     assert sequences.documents_opened(indices, tokens=20).tolist() == expected
 
 
-def test_less_than_a_row_is_refused(train):
+def test_less_than_a_sequence_is_refused(train):
     with pytest.raises(UserError, match="less than one sequence"):
         PackedSequences(train, context=train.num_tokens, seed=0)
 
 
-def test_results_prepared_ahead_come_in_order_and_errors_come_through():
+def test_prefetched_results_are_in_order_and_errors_are_raised():
     assert list(prefetch(lambda number: number**2, range(5))) == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda number: 1 / number, [1, 0, 2]))

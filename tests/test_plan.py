@@ -1,4 +1,4 @@
-"""The plan of a run: each figure against one that was counted, measured or worked out in another way."""
+"""The estimate of a run, compared with values that are counted, measured or derived in another way."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def on_cpu(shape: dict, attention: str = "sdpa") -> PreTrainedModel:
 
 
 def micro_batch(model: PreTrainedModel, attention: str = "sdpa", documents: int = 1) -> dict:
-    """Keyword arguments of a micro-batch as in training, with so many documents in each sequence."""
+    """Keyword arguments of a micro-batch as in training, with a number of documents in each sequence."""
     length = CONTEXT // documents
     ids = torch.randint(512, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": ids, "shift_labels": ids, "num_items_in_batch": ids.numel()}
@@ -68,7 +68,7 @@ def micro_batch(model: PreTrainedModel, attention: str = "sdpa", documents: int 
 
 
 def figures(plan: str) -> dict[str, str]:
-    """The lines of a plan: the exact count of each name."""
+    """The exact value of each line of an estimate."""
     return dict(re.findall(r"^ +(\S.*?) {2,}([\d,.]+)(?: .*)?$", plan, re.MULTILINE))
 
 
@@ -79,7 +79,7 @@ def plan_of_recipe(name: str, *arguments: str, processes: int = 1) -> dict[str, 
     return figures(describe_plan(model, schedule, options, 54_415_447, processes, CPU))
 
 
-def test_the_plan_of_the_released_network_has_its_published_figures():
+def test_the_estimate_of_the_released_model_has_its_published_values():
     plan = plan_of_recipe("healthslm-15m", "--batch-tokens", "65536", "--micro-batch-size", "4", processes=2)
     assert plan["parameters"] == "15,276,288"
     assert plan["embeddings"] == "8,192,000"
@@ -90,7 +90,7 @@ def test_the_plan_of_the_released_network_has_its_published_figures():
     assert plan["micro-batches of a step and process"] == "8"  # 65,536 / (2 processes x 4 sequences x 1,024)
 
 
-def test_a_gpt2_is_planned_as_well():
+def test_a_gpt2_is_estimated_too():
     plan = plan_of_recipe("lightbrain-tiny", "--muon-learning-rate", "0.001")
     assert plan["parameters"] == "29,995,392"
     assert plan["embeddings"] == f"{(50_257 + 128) * 384:,}"
@@ -110,8 +110,8 @@ def test_tokens_epochs_and_hours_follow_from_the_schedule():
 
 
 @BOTH
-def test_operations_are_those_of_the_matrix_products_of_a_forward_and_backward_pass(shape):
-    # Written-out attention computes all scores, also those with later tokens, which the plan does not count.
+def test_operations_are_those_of_the_matrix_products(shape):
+    # Eager attention also computes the scores of later tokens, which the estimate doesn't count.
     model = on_cpu(shape, attention="eager")
     ids = torch.zeros(1, CONTEXT, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -124,7 +124,7 @@ def test_operations_are_those_of_the_matrix_products_of_a_forward_and_backward_p
 
 @BOTH
 @pytest.mark.parametrize("muon_learning_rate", [None, 1e-3], ids=["adamw", "muon"])
-def test_weights_gradients_and_moments_are_those_of_a_real_step(shape, muon_learning_rate):
+def test_weights_gradients_and_moments_equal_those_of_a_real_step(shape, muon_learning_rate):
     options = make_options(shape, muon_learning_rate=muon_learning_rate)
     model = on_cpu(shape)
     optimizers = make_optimizers(
@@ -170,7 +170,7 @@ def test_activations_are_what_autograd_saves_for_the_backward_pass(shape, attent
 
 @BOTH
 @FULLEST
-def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, attention, documents, precision):
+def test_the_peak_equals_what_pytorch_allocates_for_a_micro_batch(shape, attention, documents, precision):
     model = on_cpu(shape, attention)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -188,7 +188,7 @@ def test_the_peak_is_that_of_what_pytorch_allocates_for_a_micro_batch(shape, att
 
 
 @pytest.mark.parametrize("gigabytes", [0.02, 0.05, 1.0])
-def test_micro_batches_are_the_largest_that_fit_into_the_free_memory_of_a_gpu(monkeypatch, gigabytes):
+def test_a_micro_batch_is_the_largest_that_fits_into_the_free_memory_of_a_gpu(monkeypatch, gigabytes):
     free = int(gigabytes * 10**9)
     monkeypatch.setattr(planning, "free_memory", lambda device: free)
     options = make_options(HEALTHSLM, micro_batch_size=None, batch_tokens=2 * 24 * CONTEXT)
@@ -203,7 +203,7 @@ def test_micro_batches_are_the_largest_that_fit_into_the_free_memory_of_a_gpu(mo
     assert gigabytes < 1.0 or max(fitting) == 24
 
 
-def test_on_a_cpu_micro_batches_are_of_eight_sequences_at_most_and_divide_a_step():
+def test_on_a_cpu_a_micro_batch_has_at_most_eight_sequences_and_divides_a_step():
     for sequences, expected in ((64, 8), (12, 6), (7, 7), (22, 2)):
         options = make_options(HEALTHSLM, micro_batch_size=None, batch_tokens=sequences * CONTEXT)
         assert fit_micro_batch(on_meta(HEALTHSLM), options, CONTEXT, 1, CPU) == expected
@@ -211,7 +211,7 @@ def test_on_a_cpu_micro_batches_are_of_eight_sequences_at_most_and_divide_a_step
     assert fit_micro_batch(on_meta(HEALTHSLM), asked_for, CONTEXT, 1, CPU) == 32
 
 
-def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(sample_folders, run_script, tmp_path):
+def test_a_dry_run_prints_the_estimate_and_writes_nothing(sample_folders, run_script, tmp_path):
     shape = '{"model_type": "healthslm", "vocab_size": 512, "hidden_size": 32, "max_position_embeddings": 64}'
     options = ("--tokens", sample_folders.tokens, "--output", "run", "--max-tokens", 4096, "--batch-tokens", 512)
     dry = ("--warmup-tokens", 0, "--dry-run", "--tokens-per-second", 1000)

@@ -1,4 +1,4 @@
-"""Every recipe: its options are known, and its network has the size that its name promises."""
+"""Every recipe has valid options, and its model has the size in its name."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def recipe(request) -> Path:
     return request.param
 
 
-def test_a_recipe_is_read_and_its_batches_come_out_even(recipe):
+def test_a_recipe_is_valid_and_its_batches_divide_evenly(recipe):
     options = parse(PretrainOptions, ["--recipe", str(recipe)])
     with torch.device("meta"):
         model = make_model(options.model)
@@ -42,7 +42,7 @@ def test_a_recipe_is_read_and_its_batches_come_out_even(recipe):
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name.startswith("healthslm-")])
-def test_a_size_in_a_name_is_the_network_s_within_two_percent(name):
+def test_a_size_in_a_name_is_within_two_percent(name):
     millions = int(re.fullmatch(r"healthslm-(\d+)m(-cpu)?", name)[1])
     options = parse(PretrainOptions, ["--recipe", str(CONFIGS / f"{name}.yaml")])
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def test_paths_of_a_recipe_are_relative_to_it(recipe):
 
 @pytest.mark.slow
 def test_a_larger_recipe_trains(sample_folders, run_script, tmp_path):
-    """A few steps of few tokens, for which the sample's tokenizer of 512 entries serves as well."""
+    """A few steps of few tokens, with the sample's tokenizer of 512 entries."""
     run = tmp_path / "run"
     done = run_script(
         "pretrain", "--recipe", CONFIGS / "healthslm-55m.yaml", "--tokens", sample_folders.tokens, "--output", run,
@@ -73,7 +73,7 @@ def test_a_larger_recipe_trains(sample_folders, run_script, tmp_path):
     assert open_model(run / "checkpoints/step-6").num_parameters() == PARAMETERS["healthslm-55m"]
 
 
-def test_a_shortened_recipe_warms_up_over_a_quarter_of_it(recipe):
+def test_a_shortened_recipe_warms_up_over_a_quarter_of_the_run(recipe):
     options = parse(PretrainOptions, ["--recipe", str(recipe), "--max-tokens", "8000000", "--warmup-tokens", "9000000"])
     context = options.context or 128
     schedule = make_schedule(options, context, processes=1)

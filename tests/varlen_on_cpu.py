@@ -1,4 +1,4 @@
-"""A stand-in for PyTorch's variable-length flash attention, which has kernels for GPUs alone.
+"""CPU kernels for PyTorch's variable-length flash attention, which has kernels for GPUs only.
 
 Importing this gives its two operators kernels for the CPU. They compute what flash attention computes, document by
 document, and take and return the same tensors, so that all but the kernel is the code of a GPU: how arguments are laid
@@ -13,7 +13,7 @@ from torch.nn.attention.varlen import _varlen_attn, _varlen_attn_backward
 
 
 def check(query, key, cu_seq_q, cu_seq_k, max_q, is_causal) -> list[int]:
-    """Refuse what the kernel of a GPU would refuse, or compute otherwise; returns the bounds."""
+    """Check what the GPU kernel requires; returns the bounds."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.is_contiguous() and key.is_contiguous() and query.dtype == key.dtype
     bounds = cu_seq_q.tolist()
