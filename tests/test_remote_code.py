@@ -1,6 +1,9 @@
 """A saved folder opens through the Auto classes wherever Transformers is, with nothing else of ours."""
 
 import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,10 @@ from clean_process import result_of, start_clean_process
 from networks import HEADS, REPOSITORY, random_ids
 from safetensors import safe_open
 from small_model import byte_tokenizer, small_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}
-CODE_FILES = {"configuration_healthslm.py", "modeling_healthslm.py"}
+CODE_FILES = {f"{part}_healthslm.py" for part in ("configuration", "modeling", "packing", "loss")}
 
 
 def open_every_way(folder: str, copy: str, ids: str) -> dict:
@@ -117,6 +120,27 @@ def test_a_saved_copy_of_a_loaded_model_is_as_whole_as_the_first(opened: dict, f
     home = copy.with_name("second-home")
     process = start_clean_process(home, open_causal_lm, copy, random_ids(2, 9).tolist(), home)
     torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
+
+
+def test_a_clean_process_opens_a_model_from_the_cache_of_the_hub(folder: Path, tmp_path: Path) -> None:
+    """Transformers copies remote code from there by other means than from a folder."""
+    cached = tmp_path / "hub/hub/models--tests--small-model"  # HF_HOME is the first of the two folders `hub`
+    commit = "0" * 40
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    process = start_clean_process(tmp_path, open_causal_lm, "tests/small-model", random_ids(2, 9).tolist(), tmp_path)
+    torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
+
+
+def logits_in_a_spawned_process(model: PreTrainedModel, ids: torch.Tensor) -> list:
+    return model(ids).logits.tolist()
+
+
+def test_a_model_can_be_passed_to_a_spawned_process() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        logits = pool.submit(logits_in_a_spawned_process, small_model(), random_ids(2, 9)).result()
+    torch.testing.assert_close(torch.tensor(logits), expected_logits())
 
 
 @pytest.mark.slow
