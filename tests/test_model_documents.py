@@ -74,20 +74,20 @@ ATTENTIONS = ("sdpa", "eager", "flash_stand_in", "flex_stand_in")
 
 
 def make_batch(layout: tuple[tuple[int, ...], ...]) -> tuple[dict[str, torch.Tensor], list[tuple[int, slice]]]:
-    """A batch with this layout, and the row and columns of each document in it."""
+    """A batch with this layout, and for each document its index in the batch and the slice of its tokens."""
     input_ids = random_ids(len(layout), 16)
     position_ids, attention_mask = torch.zeros_like(input_ids), torch.ones_like(input_ids)
     documents = []
-    for row, lengths in enumerate(layout):
+    for index, lengths in enumerate(layout):
         start = 0
         for length in lengths:
-            columns = slice(start, start + abs(length))
-            start = columns.stop
+            tokens = slice(start, start + abs(length))
+            start = tokens.stop
             if length < 0:
-                input_ids[row, columns], attention_mask[row, columns] = PAD, 0
+                input_ids[index, tokens], attention_mask[index, tokens] = PAD, 0
             else:
-                position_ids[row, columns] = torch.arange(length)
-                documents.append((row, columns))
+                position_ids[index, tokens] = torch.arange(length)
+                documents.append((index, tokens))
         assert start == 16
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}, documents
 
@@ -97,11 +97,11 @@ def logits_of_each_document_alone(
 ) -> torch.Tensor:
     """The logits of Llama with the same weights for each document alone, concatenated."""
     llama = llama_twin(model)
-    return torch.cat([llama(batch["input_ids"][row : row + 1, columns]).logits[0] for row, columns in documents])
+    return torch.cat([llama(batch["input_ids"][index : index + 1, tokens]).logits[0] for index, tokens in documents])
 
 
 def select(documents: list[tuple[int, slice]], values: torch.Tensor) -> torch.Tensor:
-    return torch.cat([values[row, columns] for row, columns in documents])
+    return torch.cat([values[index, tokens] for index, tokens in documents])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -125,11 +125,11 @@ def test_logits_do_not_depend_on_the_other_documents(layout, attention):
     batch, documents = make_batch(LAYOUTS[layout])
     with torch.no_grad():
         logits = model(**batch).logits
-        for row, columns in documents:
+        for index, tokens in documents:
             others = batch["input_ids"].clone().fill_(7)
-            others[row, columns] = batch["input_ids"][row, columns]
+            others[index, tokens] = batch["input_ids"][index, tokens]
             changed = model(**{**batch, "input_ids": others}).logits
-            assert torch.equal(changed[row, columns], logits[row, columns])
+            assert torch.equal(changed[index, tokens], logits[index, tokens])
 
 
 def test_packing_matches_llama_where_llama_separates_documents():
@@ -149,9 +149,9 @@ def test_no_gradient_reaches_another_document():
     batch, documents = make_batch(LAYOUTS["padded"])
     embeddings = model.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings, **batch).logits
-    for row, columns in documents:
-        (gradient,) = torch.autograd.grad(logits[row, columns].sum(), embeddings, retain_graph=True)
-        gradient[row, columns] = 0
+    for index, tokens in documents:
+        (gradient,) = torch.autograd.grad(logits[index, tokens].sum(), embeddings, retain_graph=True)
+        gradient[index, tokens] = 0
         assert gradient.count_nonzero() == 0
 
 
