@@ -113,10 +113,10 @@ def test_left_padded_prompts_generate_the_same_tokens_as_alone(family, method):
 
 class Collector(BaseStreamer):
     def __init__(self) -> None:
-        self.chunks, self.ended = [], False
+        self.received, self.ended = [], False
 
     def put(self, value: torch.Tensor) -> None:
-        self.chunks.append(value.flatten())
+        self.received.append(value.flatten())
 
     def end(self) -> None:
         self.ended = True
@@ -126,8 +126,8 @@ class Collector(BaseStreamer):
 def test_tokens_are_streamed_one_by_one(method):
     model, prompt, streamer = network("healthslm"), random_ids(1, 7), Collector()
     new = generate(model, prompt, streamer=streamer, **method)
-    assert [len(chunk) for chunk in streamer.chunks] == [7] + [1] * NEW_TOKENS
-    assert torch.equal(torch.cat(streamer.chunks[1:]), new[0])
+    assert [len(tokens) for tokens in streamer.received] == [7] + [1] * NEW_TOKENS
+    assert torch.equal(torch.cat(streamer.received[1:]), new[0])
     assert streamer.ended
 
 
