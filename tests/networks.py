@@ -1,4 +1,4 @@
-"""HealthSLM beside Llama, the network that it must equal: of one small shape and, where wanted, of the same weights."""
+"""Small HealthSLM and Llama models, also with the same weights."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FAMILIES = ("healthslm", "llama")
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 PAD = 1
 
-# Weights wide enough for logits to differ, four query heads to two key/value heads, as in the released model.
+# A large initializer_range, so that logits differ clearly. The numbers of heads are those of the released model.
 SHAPE = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -32,7 +32,7 @@ HealthSLMConfig = get_class_from_dynamic_module("configuration_healthslm.HealthS
 
 
 def network_class(family: str, head: str = "ForCausalLM") -> type[PreTrainedModel]:
-    """`LlamaForCausalLM` or `HealthSLMForCausalLM`, or the same with another head."""
+    """The class `HealthSLMForCausalLM` or `LlamaForCausalLM`, or one with another head."""
     if family == "llama":
         return getattr(transformers, f"Llama{head}")
     return get_class_from_dynamic_module(f"modeling_healthslm.HealthSLM{head}", str(REPOSITORY))
@@ -43,22 +43,24 @@ def network_config(family: str, **overrides) -> PreTrainedConfig:
 
 
 def network(family: str, head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> PreTrainedModel:
-    """A network in evaluation mode, with the same random weights at every call."""
+    """A model in evaluation mode, with the same random weights in every call."""
     torch.manual_seed(0)
     model = network_class(family, head)(network_config(family, **overrides))
-    model.config._attn_implementation = attention  # as given: the name may be a stand-in's
+    model.config._attn_implementation = attention  # unchecked, because tests register their own
     return model.eval()
 
 
 def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tuple[PreTrainedModel, PreTrainedModel]:
     """HealthSLM and Llama with the same weights."""
     ours, llama = (network(family, head, attention, **overrides) for family in FAMILIES)
-    prefix, llamas = (f"{model.base_model_prefix}." for model in (ours, llama))
-    llama.load_state_dict({name.replace(prefix, llamas, 1): tensor for name, tensor in ours.state_dict().items()})
+    prefix, llama_prefix = (f"{model.base_model_prefix}." for model in (ours, llama))
+    weights = {name.replace(prefix, llama_prefix, 1): weight for name, weight in ours.state_dict().items()}
+    llama.load_state_dict(weights)
     return ours, llama
 
 
 def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
+    """Llama with the weights of a HealthSLM model."""
     sizes = {name: getattr(ours.config, name) for name in SHAPE}
     llama = network("llama", **sizes)
     llama.load_state_dict(ours.state_dict())
@@ -66,5 +68,5 @@ def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
 
 
 def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Token ids, none of them special; the same at every call."""
+    """The same token ids in every call, without those of the separator and padding."""
     return torch.randint(2, SHAPE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""A small HealthSLM and the tokenizer that it fits: the untrained one, of special tokens and the 256 bytes."""
+"""A small HealthSLM model for the untrained tokenizer, whose tokens are the special ones and the 256 bytes."""
 
 from networks import REPOSITORY, network
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,5 +10,5 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def small_model(head: str = "ForCausalLM", **options) -> PreTrainedModel:
-    """The same random weights at every call, in evaluation mode."""
+    """A model in evaluation mode, with the same random weights in every call."""
     return network("healthslm", head, vocab_size=len(byte_tokenizer()), **options)

@@ -137,6 +137,15 @@ def test_the_demo_ends_with_text_and_says_what_it_is_worth(copy_of_repository):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in model.iterdir()}
 
 
+@pytest.mark.parametrize("document", ["docs/architecture.md"])
+def test_python_blocks_print_what_the_document_shows(repository, document):
+    """The blocks run one after the other in the root of the repository. A text block after one shows what it prints."""
+    text = (repository / document).read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, flags=re.MULTILINE | re.DOTALL)
+    code, shown = ("".join(parts) for parts in zip(*found, strict=True))
+    assert run([sys.executable, "-c", code], repository) == shown
+
+
 def test_links_of_documents_lead_somewhere(repository):
     for document in [*repository.glob("*.md"), *repository.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):

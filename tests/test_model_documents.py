@@ -1,4 +1,4 @@
-"""Documents packed into one row never see each other, whatever the cache, the mask and the attention."""
+"""Packed documents never attend to each other, with any cache, mask and attention implementation."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformers import (
     masking_utils,
 )
 
-# Rows of 16 tokens: lengths of documents, and of the padding (negative) before, between and after them.
+# Lengths of the documents in sequences of 16 tokens. Negative lengths are padding: before, between or after them.
 LAYOUTS = {
     "packed": ((5, 1, 1, 9), (16,), (3, 13)),
     "padded": ((-3, 5, 1, 7), (4, -5, 7), (6, 6, -4)),
@@ -28,7 +28,7 @@ CACHES = {
 
 
 def flash_stand_in(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, cu_seq_lens_k, **kwargs):
-    """Flash attention's variable-length contract, written out: stretches of the flattened batch attend alone."""
+    """Variable-length flash attention in plain PyTorch: attention within segments of the flattened batch."""
     assert attention_mask is None
     assert kwargs["max_length_q"] == cu_seq_lens_q.diff().max()
     assert kwargs["max_length_k"] == cu_seq_lens_k.diff().max()
@@ -36,9 +36,9 @@ def flash_stand_in(module, query, key, value, attention_mask, scaling, cu_seq_le
     shape = query.transpose(1, 2).shape
     query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
     key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
-    output = torch.full_like(query, torch.nan)  # whatever no stretch covers shows
-    offsets = zip(cu_seq_lens_q[:-1], cu_seq_lens_q[1:], cu_seq_lens_k[:-1], cu_seq_lens_k[1:], strict=True)
-    for query_start, query_end, key_start, key_end in offsets:
+    output = torch.full_like(query, torch.nan)  # shows queries that no segment covers
+    segments = zip(cu_seq_lens_q[:-1], cu_seq_lens_q[1:], cu_seq_lens_k[:-1], cu_seq_lens_k[1:], strict=True)
+    for query_start, query_end, key_start, key_end in segments:
         if query_start < query_end:
             queries, keys, values = query[query_start:query_end], key[key_start:key_end], value[key_start:key_end]
             scores = torch.einsum("qhd,khd->hqk", queries, keys) * scaling
@@ -49,7 +49,7 @@ def flash_stand_in(module, query, key, value, attention_mask, scaling, cu_seq_le
 
 
 def flex_stand_in(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Flex attention without compiling it; a dense mask will not do."""
+    """Flex attention without compilation. It takes a block mask only."""
     assert isinstance(attention_mask, BlockMask)
     output = flex_attention(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
@@ -62,7 +62,7 @@ def stand_ins():
     AttentionInterface.register("flex_stand_in", flex_stand_in)
 
     def flex_mask(**kwargs):
-        with pytest.MonkeyPatch.context() as patch:  # compiling the mask takes longer than all these tests
+        with pytest.MonkeyPatch.context() as patch:  # compiling the mask takes longer than these tests
             create = masking_utils.create_block_mask
             patch.setattr(masking_utils, "create_block_mask", lambda **k: create(**{**k, "_compile": False}))
             return masking_utils.flex_attention_mask(**kwargs)
@@ -73,67 +73,69 @@ def stand_ins():
 ATTENTIONS = ("sdpa", "eager", "flash_stand_in", "flex_stand_in")
 
 
-def lay_out(layout: tuple[tuple[int, ...], ...]) -> tuple[dict[str, torch.Tensor], list[tuple[int, slice]]]:
-    """A batch of the layout, and where its documents are: row and columns."""
+def make_batch(layout: tuple[tuple[int, ...], ...]) -> tuple[dict[str, torch.Tensor], list[tuple[int, slice]]]:
+    """A batch with this layout, and for each document its index in the batch and the slice of its tokens."""
     input_ids = random_ids(len(layout), 16)
     position_ids, attention_mask = torch.zeros_like(input_ids), torch.ones_like(input_ids)
     documents = []
-    for row, lengths in enumerate(layout):
+    for index, lengths in enumerate(layout):
         start = 0
         for length in lengths:
-            columns = slice(start, start + abs(length))
-            start = columns.stop
+            tokens = slice(start, start + abs(length))
+            start = tokens.stop
             if length < 0:
-                input_ids[row, columns], attention_mask[row, columns] = PAD, 0
+                input_ids[index, tokens], attention_mask[index, tokens] = PAD, 0
             else:
-                position_ids[row, columns] = torch.arange(length)
-                documents.append((row, columns))
+                position_ids[index, tokens] = torch.arange(length)
+                documents.append((index, tokens))
         assert start == 16
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}, documents
 
 
-def logits_of_each_alone(model: PreTrainedModel, batch: dict, documents: list[tuple[int, slice]]) -> torch.Tensor:
-    """What Llama with the same weights says of each document on its own, one after the other."""
+def logits_of_each_document_alone(
+    model: PreTrainedModel, batch: dict, documents: list[tuple[int, slice]]
+) -> torch.Tensor:
+    """The logits of Llama with the same weights for each document alone, concatenated."""
     llama = llama_twin(model)
-    return torch.cat([llama(batch["input_ids"][row : row + 1, columns]).logits[0] for row, columns in documents])
+    return torch.cat([llama(batch["input_ids"][index : index + 1, tokens]).logits[0] for index, tokens in documents])
 
 
-def at(documents: list[tuple[int, slice]], values: torch.Tensor) -> torch.Tensor:
-    return torch.cat([values[row, columns] for row, columns in documents])
+def select(documents: list[tuple[int, slice]], values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([values[index, tokens] for index, tokens in documents])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 @pytest.mark.parametrize("layout", ("packed", "packed with a mask of ones", "padded"))
-def test_each_document_has_the_logits_that_it_has_alone(layout, cache, attention):
+def test_each_document_has_the_same_logits_as_alone(layout, cache, attention):
     model = network("healthslm", attention=attention)
-    batch, documents = lay_out(LAYOUTS[layout.split()[0]])
-    alone = logits_of_each_alone(model, batch, documents)
+    batch, documents = make_batch(LAYOUTS[layout.split()[0]])
+    alone = logits_of_each_document_alone(model, batch, documents)
     if layout == "packed":
         del batch["attention_mask"]
     with torch.no_grad():
         logits = model(**batch, **cache(model.config)).logits
-    assert_close(at(documents, logits), alone)
+    assert_close(select(documents, logits), alone)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_documents_do_not_change_the_last_bit(layout, attention):
+def test_logits_do_not_depend_on_the_other_documents(layout, attention):
     model = network("healthslm", attention=attention)
-    batch, documents = lay_out(LAYOUTS[layout])
+    batch, documents = make_batch(LAYOUTS[layout])
     with torch.no_grad():
         logits = model(**batch).logits
-        for row, columns in documents:
+        for index, tokens in documents:
             others = batch["input_ids"].clone().fill_(7)
-            others[row, columns] = batch["input_ids"][row, columns]
+            others[index, tokens] = batch["input_ids"][index, tokens]
             changed = model(**{**batch, "input_ids": others}).logits
-            assert torch.equal(changed[row, columns], logits[row, columns])
+            assert torch.equal(changed[index, tokens], logits[index, tokens])
 
 
-def test_packing_equals_llamas_own_where_llama_separates_documents():
+def test_packing_matches_llama_where_llama_separates_documents():
     model = network("healthslm").train()
     llama = llama_twin(model).train()
-    batch, _ = lay_out(LAYOUTS["packed"])
+    batch, _ = make_batch(LAYOUTS["packed"])
     del batch["attention_mask"]
     ours, llamas = (m(**batch, labels=batch["input_ids"], use_cache=False) for m in (model, llama))
     assert_close(ours.logits, llamas.logits)
@@ -144,37 +146,36 @@ def test_packing_equals_llamas_own_where_llama_separates_documents():
 
 def test_no_gradient_reaches_another_document():
     model = network("healthslm").train()
-    batch, documents = lay_out(LAYOUTS["padded"])
+    batch, documents = make_batch(LAYOUTS["padded"])
     embeddings = model.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings, **batch).logits
-    for row, columns in documents:
-        (gradient,) = torch.autograd.grad(logits[row, columns].sum(), embeddings, retain_graph=True)
-        gradient[row, columns] = 0
+    for index, tokens in documents:
+        (gradient,) = torch.autograd.grad(logits[index, tokens].sum(), embeddings, retain_graph=True)
+        gradient[index, tokens] = 0
         assert gradient.count_nonzero() == 0
 
 
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
-def test_bounds_meant_for_flash_attention_leave_the_others_to_the_positions(attention):
+def test_attention_with_a_mask_separates_documents_when_offsets_are_passed_too(attention):
     model = network("healthslm", attention=attention)
-    batch, documents = lay_out(LAYOUTS["packed"])
-    bounds = torch.tensor([0, 48], dtype=torch.int32)
-    logits = model(**batch, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=48, max_length_k=48).logits
-    assert_close(at(documents, logits), logits_of_each_alone(model, batch, documents))
+    batch, documents = make_batch(LAYOUTS["packed"])
+    offsets = torch.tensor([0, 48], dtype=torch.int32)
+    logits = model(**batch, cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=48, max_length_k=48).logits
+    assert_close(select(documents, logits), logits_of_each_document_alone(model, batch, documents))
 
 
-def test_bounds_given_by_the_caller_reach_flash_attention_unchanged():
+def test_offsets_from_the_caller_reach_flash_attention_unchanged():
     model = network("healthslm", attention="flash_stand_in")
-    batch, documents = lay_out(((5, 1, 1, 9),))
-    bounds = torch.tensor([0, 5, 6, 7, 16], dtype=torch.int32)
+    batch, documents = make_batch(((5, 1, 1, 9),))
+    offsets = torch.tensor([0, 5, 6, 7, 16], dtype=torch.int32)
     del batch["attention_mask"]
-    logits = model(**batch, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=9, max_length_k=9).logits
-    assert_close(at(documents, logits), logits_of_each_alone(model, batch, documents))
+    logits = model(**batch, cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=9, max_length_k=9).logits
+    assert_close(select(documents, logits), logits_of_each_document_alone(model, batch, documents))
 
 
 @pytest.mark.parametrize("padding", ("left", "right"))
-def test_padding_alone_makes_no_documents(padding):
-    """So that a padded prompt takes the same path as with Llama, and no mask is built for it."""
-    batch, _ = lay_out(((-4, 12), (16,)) if padding == "left" else ((12, -4), (16,)))
+def test_position_ids_of_a_padded_prompt_do_not_change_the_mask(padding):
+    batch, _ = make_batch(((-4, 12), (16,)) if padding == "left" else ((12, -4), (16,)))
     model = network("healthslm")
     seen = []
     model.model.layers[0].register_forward_pre_hook(
@@ -185,7 +186,7 @@ def test_padding_alone_makes_no_documents(padding):
     assert torch.equal(*seen)
 
 
-def test_a_gap_in_a_documents_mask_does_not_split_it():
+def test_padding_within_a_document_does_not_split_it():
     model = network("healthslm", attention="eager")
     llama = llama_twin(model)
     input_ids = random_ids(1, 8)
@@ -196,8 +197,8 @@ def test_a_gap_in_a_documents_mask_does_not_split_it():
         assert_close(model(**batch).logits[tokens], llama(**batch).logits[tokens])
 
 
-def test_steps_with_a_past_go_on_by_their_positions_alone():
-    """Several candidates for the next tokens share one past: their positions restart, and they are no documents."""
+def test_positions_that_restart_after_a_past_do_not_start_documents():
+    """Several candidates for the next token can share one past and one position."""
     model = network("healthslm")
     llama = llama_twin(model)
     prompt, candidates = random_ids(1, 6), random_ids(1, 3, seed=2)

@@ -1,4 +1,4 @@
-"""HealthSLM computes what Llama computes with the same weights: outputs, losses and gradients."""
+"""HealthSLM and Llama with the same weights return the same outputs, losses and gradients."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ ATTENTIONS = ("sdpa", "eager")
 
 
 def left_padded(length: int = 12, padding: tuple[int, ...] = (0, 5, 9)) -> dict[str, torch.Tensor]:
-    """Rows padded by so many tokens in front, with the positions that `generate` counts."""
+    """Sequences with this much padding on the left, and with position_ids as in `generate`."""
     input_ids, attention_mask = random_ids(len(padding), length), torch.ones(len(padding), length, dtype=torch.long)
-    for row, padded in enumerate(padding):
-        input_ids[row, :padded], attention_mask[row, :padded] = PAD, 0
+    for index, padded in enumerate(padding):
+        input_ids[index, :padded], attention_mask[index, :padded] = PAD, 0
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 
@@ -24,16 +24,16 @@ def right_padded() -> dict[str, torch.Tensor]:
     return {**batch, "position_ids": position_ids.masked_fill(batch["attention_mask"] == 0, 0)}
 
 
-def without_positions(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_position_ids(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "position_ids"}
 
 
 BATCHES = {
     "plain": {"input_ids": random_ids(3, 12)},
     "left padding": left_padded(),
-    "left padding without positions": without_positions(left_padded()),
+    "left padding without position_ids": without_position_ids(left_padded()),
     "right padding": right_padded(),
-    "right padding without positions": without_positions(right_padded()),
+    "right padding without position_ids": without_position_ids(right_padded()),
 }
 
 
@@ -46,7 +46,7 @@ def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Ten
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("use_cache", (True, False))
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_logits_loss_and_gradients_equal_llamas(batch, use_cache, attention):
+def test_logits_loss_and_gradients_match_llama(batch, use_cache, attention):
     ours, llama = twins(attention=attention)
     tokens = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     batch = {**batch, "labels": batch["input_ids"].masked_fill(~tokens, -100), "use_cache": use_cache}
@@ -57,25 +57,25 @@ def test_logits_loss_and_gradients_equal_llamas(batch, use_cache, attention):
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_logits_equal_llamas_in_half_precision(dtype):
+def test_logits_match_llama_in_half_precision(dtype):
     ours, llama = (model.to(dtype) for model in twins())
     input_ids = random_ids(2, 12)
     assert_close(ours(input_ids).logits, llama(input_ids).logits, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("steps", ((12,), (1,) * 12, (5, 1, 1, 3, 2)), ids=str)
-def test_any_steps_through_a_cache_give_the_logits_of_one_call(steps, attention):
+@pytest.mark.parametrize("lengths", ((12,), (1,) * 12, (5, 1, 1, 3, 2)), ids=str)
+def test_calls_with_a_cache_return_the_logits_of_one_call(lengths, attention):
     ours, llama = twins(attention=attention)
     input_ids = random_ids(2, 12)
     cache, logits = DynamicCache(), []
-    for step in input_ids.split(steps, dim=1):
-        logits.append(ours(step, past_key_values=cache).logits)
+    for ids in input_ids.split(lengths, dim=1):
+        logits.append(ours(ids, past_key_values=cache).logits)
     assert_close(torch.cat(logits, dim=1), llama(input_ids).logits)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_steps_through_a_cache_after_left_padding_equal_llamas(attention):
+def test_calls_with_a_cache_after_left_padding_match_llama(attention):
     ours, llama = twins(attention=attention)
     batch = left_padded()
     llama_logits = llama(**batch).logits[:, -1]
@@ -86,7 +86,7 @@ def test_steps_through_a_cache_after_left_padding_equal_llamas(attention):
     assert_close(output.logits[:, -1], llama_logits)
 
 
-def test_a_ready_mask_of_four_dimensions_is_used_as_it_is():
+def test_a_4d_mask_is_used_unchanged():
     ours, llama = twins()
     input_ids = random_ids(2, 6)
     visible = torch.ones(6, 6, dtype=torch.bool).tril() & (torch.rand(2, 1, 6, 6) > 0.3) | torch.eye(
@@ -98,7 +98,7 @@ def test_a_ready_mask_of_four_dimensions_is_used_as_it_is():
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("use_cache", (True, False))
-def test_attentions_and_hidden_states_equal_llamas(head, use_cache):
+def test_attentions_and_hidden_states_match_llama(head, use_cache):
     ours, llama = twins(head, attention="eager")
     arguments = {"output_attentions": True, "output_hidden_states": True, "use_cache": use_cache}
     our_output, llama_output = (model(random_ids(2, 7), **arguments) for model in (ours, llama))
@@ -119,7 +119,7 @@ def test_attentions_and_hidden_states_equal_llamas(head, use_cache):
         ),
     ),
 )
-def test_the_other_heads_equal_llamas(head, labels):
+def test_the_other_heads_match_llama(head, labels):
     ours, llama = twins(head, num_labels=3)
     batch = {**left_padded(), **labels}
     our_output, llama_output = ours(**batch), llama(**batch)
@@ -129,7 +129,7 @@ def test_the_other_heads_equal_llamas(head, labels):
     assert_close(our_output.loss, llama_output.loss)
 
 
-def test_a_tuple_is_returned_where_asked_for():
+def test_return_dict_false_returns_a_tuple():
     ours, llama = twins()
     input_ids = random_ids(2, 7)
     our_tuple, llama_tuple = (m(input_ids, labels=input_ids, use_cache=False, return_dict=False) for m in (ours, llama))
@@ -155,14 +155,14 @@ def test_a_tuple_is_returned_where_asked_for():
     ),
     ids=lambda parameters: parameters["rope_type"],
 )
-def test_every_scaling_of_rotary_positions_equals_llamas(rope_parameters):
+def test_every_type_of_rotary_embeddings_matches_llama(rope_parameters):
     ours, llama = twins(rope_parameters=rope_parameters)
     for length in (12, 96, 12):  # within the context of 64, beyond it, and back
         input_ids = random_ids(1, length)
         assert_close(ours(input_ids).logits, llama(input_ids).logits)
 
 
-def test_input_embeddings_stand_for_token_ids_and_receive_gradients():
+def test_inputs_embeds_replace_input_ids_and_receive_gradients():
     ours, llama = twins()
     input_ids = random_ids(2, 7)
     embeddings = ours.get_input_embeddings()(input_ids).detach()
@@ -172,12 +172,12 @@ def test_input_embeddings_stand_for_token_ids_and_receive_gradients():
         leaf = embeddings.clone().requires_grad_()
         model(inputs_embeds=leaf, labels=input_ids).loss.backward()
         received.append(leaf.grad)
-    assert received[0][:, :-1].abs().min() > 0  # nothing follows the last token
+    assert received[0][:, :-1].abs().min() > 0  # the last token predicts nothing
     assert_close(*received)
 
 
 @pytest.mark.parametrize("arguments", ({}, {"input_ids": random_ids(1, 2), "inputs_embeds": torch.zeros(1, 2, 32)}))
-def test_token_ids_and_embeddings_exclude_each_other(arguments):
+def test_both_or_neither_of_input_ids_and_inputs_embeds_raise(arguments):
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         network("healthslm")(**arguments)
 
@@ -191,15 +191,15 @@ def test_token_ids_and_embeddings_exclude_each_other(arguments):
         (torch.tensor([[1, 4], [0, 6]]), lambda logits: torch.stack((logits[0, [1, 4]], logits[1, [0, 6]]))),
         (torch.arange(14).view(2, 7) % 3 == 0, lambda logits: logits.flatten(0, 1)[::3]),
     ),
-    ids=("all", "the last", "the same of each row", "those of each row", "a mask"),
+    ids=("all", "the last", "indices", "indices per sequence", "a mask"),
 )
-def test_logits_are_kept_where_asked(logits_to_keep, kept):
+def test_logits_to_keep_selects_positions(logits_to_keep, kept):
     ours = network("healthslm")
     llama_logits = llama_twin(ours)(random_ids(2, 7)).logits
     assert_close(ours(random_ids(2, 7), logits_to_keep=logits_to_keep).logits, kept(llama_logits))
 
 
-def test_dropout_of_attention_weights_equals_llamas():
+def test_attention_dropout_matches_llama():
     ours, llama = twins(attention="eager", attention_dropout=0.5)
     input_ids, logits = random_ids(2, 7), []
     for model in (ours.train(), llama.train()):

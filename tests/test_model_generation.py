@@ -1,4 +1,4 @@
-"""Every way of `generate`: the tokens that Llama generates with the same weights."""
+"""`generate` returns the same tokens as for Llama with the same weights, with every decoding method."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ NEW_TOKENS = 8
 
 
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, **arguments) -> torch.Tensor:
-    """The new tokens alone, always so many of them, from the same random numbers at every call."""
+    """The NEW_TOKENS new tokens, with the same random seed in every call."""
     set_seed(0)
     lengths = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     return model.generate(input_ids, **{"do_sample": False, **lengths, **arguments})[:, input_ids.shape[1] :]
 
 
-LIKELIEST = {  # ways to the same tokens: always the likeliest one
+GREEDY = {  # all return the same tokens
     "greedy": {},
     "without a cache": {"use_cache": False},
     "static cache": {"cache_implementation": "static"},
@@ -47,50 +47,49 @@ SAMPLED = {
     "several samples": {"do_sample": True, "num_return_sequences": 3},
     "sampled beams": {"num_beams": 3, "do_sample": True},
 }
-LOOKUP = {"prompt lookup": {"prompt_lookup_num_tokens": 3}}  # takes one prompt at a time
+LOOKUP = {"prompt lookup": {"prompt_lookup_num_tokens": 3}}  # for a single prompt only
 
 
-def over(ways: dict[str, dict]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("way", ways.values(), ids=ways)
+def each(methods: dict[str, dict]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("method", methods.values(), ids=methods)
 
 
-@over(LIKELIEST | SEARCHED | SAMPLED)
+@each(GREEDY | SEARCHED | SAMPLED)
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
-def test_it_generates_what_llama_generates(way, attention):
+def test_generated_tokens_match_llama(method, attention):
     ours, llama = twins(attention=attention)
     prompt = random_ids(2, 7)
-    new = generate(ours, prompt, **way)
+    new = generate(ours, prompt, **method)
     assert new.shape[1] == NEW_TOKENS
-    assert torch.equal(new, generate(llama, prompt, **way))
+    assert torch.equal(new, generate(llama, prompt, **method))
 
 
-@over(LIKELIEST | LOOKUP)
-def test_greedy_search_takes_the_likeliest_token_whatever_the_way_there(way):
-    """Held against a loop that knows nothing of caches."""
+@each(GREEDY | LOOKUP)
+def test_greedy_decoding_matches_a_loop_without_a_cache(method):
     model = network("healthslm")
     tokens = prompt = random_ids(1, 7)
     for _ in range(NEW_TOKENS):
         logits = model(tokens, use_cache=False).logits[:, -1].clone()
         logits[:, model.config.eos_token_id] = -torch.inf
         tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), dim=1)
-    assert torch.equal(generate(model, prompt, **way), tokens[:, 7:])
+    assert torch.equal(generate(model, prompt, **method), tokens[:, 7:])
 
 
-@pytest.mark.parametrize("assistant", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("do_sample", (False, True))
-def test_an_assistant_changes_nothing_but_the_speed(assistant, do_sample):
+def test_an_assistant_model_does_not_change_greedy_tokens(family, do_sample):
     model = network("healthslm")
-    guess = network(assistant, num_hidden_layers=1)
-    guess.generation_config.num_assistant_tokens = 3
+    assistant = network(family, num_hidden_layers=1)
+    assistant.generation_config.num_assistant_tokens = 3
     prompt = random_ids(1, 7)
-    new = generate(model, prompt, assistant_model=guess, do_sample=do_sample)
+    new = generate(model, prompt, assistant_model=assistant, do_sample=do_sample)
     assert new.shape == (1, NEW_TOKENS)
     if not do_sample:
         assert torch.equal(new, generate(model, prompt))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_layers_alone_draft_what_all_of_them_check(family):
+def test_early_exit_drafts_with_the_first_layers_only(family):
     model, prompt = network(family, num_hidden_layers=3), random_ids(1, 7)
     expected = generate(model, prompt)
     calls = [0, 0, 0]
@@ -100,40 +99,40 @@ def test_the_first_layers_alone_draft_what_all_of_them_check(family):
     assert calls[0] > calls[1] == calls[2]
 
 
-@over(LIKELIEST | SEARCHED)
+@each(GREEDY | SEARCHED)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_padded_on_the_left_give_what_each_gives_alone(family, way):
+def test_left_padded_prompts_generate_the_same_tokens_as_alone(family, method):
     model = network(family)
     prompts = [random_ids(1, length, seed=length) for length in (7, 3, 5)]
     batch = torch.full((3, 7), PAD)
-    for row, prompt in enumerate(prompts):
-        batch[row, 7 - prompt.shape[1] :] = prompt
-    together = generate(model, batch, attention_mask=(batch != PAD).long(), **way)
-    assert torch.equal(together, torch.cat([generate(model, prompt, **way) for prompt in prompts]))
+    for index, prompt in enumerate(prompts):
+        batch[index, 7 - prompt.shape[1] :] = prompt
+    together = generate(model, batch, attention_mask=(batch != PAD).long(), **method)
+    assert torch.equal(together, torch.cat([generate(model, prompt, **method) for prompt in prompts]))
 
 
 class Collector(BaseStreamer):
     def __init__(self) -> None:
-        self.pieces, self.ended = [], False
+        self.received, self.ended = [], False
 
     def put(self, value: torch.Tensor) -> None:
-        self.pieces.append(value.flatten())
+        self.received.append(value.flatten())
 
     def end(self) -> None:
         self.ended = True
 
 
-@pytest.mark.parametrize("way", ({}, {"do_sample": True}, {"cache_implementation": "static"}), ids=str)
-def test_tokens_are_streamed_as_they_come(way):
+@pytest.mark.parametrize("method", ({}, {"do_sample": True}, {"cache_implementation": "static"}), ids=str)
+def test_tokens_are_streamed_one_by_one(method):
     model, prompt, streamer = network("healthslm"), random_ids(1, 7), Collector()
-    new = generate(model, prompt, streamer=streamer, **way)
-    assert [len(piece) for piece in streamer.pieces] == [7] + [1] * NEW_TOKENS
-    assert torch.equal(torch.cat(streamer.pieces[1:]), new[0])
+    new = generate(model, prompt, streamer=streamer, **method)
+    assert [len(tokens) for tokens in streamer.received] == [7] + [1] * NEW_TOKENS
+    assert torch.equal(torch.cat(streamer.received[1:]), new[0])
     assert streamer.ended
 
 
 @pytest.mark.parametrize("num_beams", (1, 2))
-def test_embeddings_stand_for_the_prompt(num_beams):
+def test_inputs_embeds_generate_the_same_tokens_as_input_ids(num_beams):
     model, prompt = network("healthslm"), random_ids(2, 7)
     arguments = {"num_beams": num_beams, "do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     new = model.generate(inputs_embeds=model.get_input_embeddings()(prompt), **arguments)
@@ -141,14 +140,14 @@ def test_embeddings_stand_for_the_prompt(num_beams):
 
 
 @pytest.mark.parametrize("cache", (DynamicCache, StaticCache))
-def test_generation_goes_on_from_a_cache(cache):
+def test_generation_continues_from_a_cache(cache):
     model, prompt = network("healthslm"), random_ids(2, 7)
     arguments = {"max_cache_len": 30} if cache is StaticCache else {}
     past = cache(config=model.config, **arguments)
     set_seed(0)
-    begun = model.generate(prompt, past_key_values=past, do_sample=False, max_new_tokens=3, min_new_tokens=3)
-    finished = generate(model, begun, past_key_values=past, max_new_tokens=5, min_new_tokens=5)
-    assert torch.equal(torch.cat((begun[:, 7:], finished), dim=1), generate(model, prompt))
+    start = model.generate(prompt, past_key_values=past, do_sample=False, max_new_tokens=3, min_new_tokens=3)
+    rest = generate(model, start, past_key_values=past, max_new_tokens=5, min_new_tokens=5)
+    assert torch.equal(torch.cat((start[:, 7:], rest), dim=1), generate(model, prompt))
 
 
 # Transformers 5.24 renamed `past_key_values` to `cache`, and accepts the old name.
@@ -157,14 +156,14 @@ NAMES = {"past_key_values", *({"cache"} & CausalLMOutputWithPast.__dataclass_fie
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 @pytest.mark.parametrize("head", HEADS)
-def test_a_cache_is_taken_by_every_name_that_transformers_has_for_it(name, head):
+def test_a_cache_is_accepted_under_each_name_in_transformers(name, head):
     model, ids = network("healthslm", head), random_ids(1, 9)
     past = DynamicCache(config=model.config)
     with torch.no_grad():
         whole = model(ids, use_cache=False)[0]
         parts = [model(part, **{name: past})[0] for part in (ids[:, :6], ids[:, 6:])]
     assert past.get_seq_length() == 9
-    if head == "ForSequenceClassification":  # which has the last token's alone
+    if head == "ForSequenceClassification":  # logits of the last token only
         torch.testing.assert_close(parts[1], whole)
     else:
         torch.testing.assert_close(torch.cat(parts, dim=1), whole)
@@ -172,7 +171,7 @@ def test_a_cache_is_taken_by_every_name_that_transformers_has_for_it(name, head)
 
 @pytest.mark.parametrize("use_cache", (True, False))
 @pytest.mark.parametrize("num_beams", (1, 2))
-def test_all_outputs_are_returned(use_cache, num_beams):
+def test_all_outputs_match_llama(use_cache, num_beams):
     ours, llama = twins(attention="eager")
     outputs = [
         model.generate(
@@ -199,7 +198,7 @@ def test_all_outputs_are_returned(use_cache, num_beams):
 
 
 @pytest.mark.parametrize("family", ("healthslm", pytest.param("llama", marks=pytest.mark.slow)))
-def test_decoding_compiles_without_a_break(family):
+def test_decoding_compiles_without_graph_breaks(family):
     torch.compiler.reset()
     model, prompt = network(family, num_hidden_layers=1), random_ids(2, 7)
     prompt[1, :3] = PAD
@@ -214,14 +213,14 @@ def test_decoding_compiles_without_a_break(family):
     assert torch.equal(compiled, eager)
 
 
-def test_a_sequence_ends_at_the_separator_and_is_padded(repository):
-    """With the settings that come with the model, and weights that make the separator likely."""
+def test_generation_stops_at_the_separator_and_pads(repository):
+    """With the released generation_config.json, and a vocabulary so small that the separator is likely."""
     model = network("healthslm", vocab_size=4)
     model.generation_config = GenerationConfig.from_pretrained(repository)
     set_seed(0)
     new = model.generate(torch.full((16, 1), 2), max_new_tokens=12)[:, 1:]
-    lengths = [row.tolist().index(0) for row in new if 0 in row]
+    lengths = [tokens.tolist().index(0) for tokens in new if 0 in tokens]
     assert len(set(lengths)) > 1
-    for row in new:
-        if 0 in row:
-            assert (row[row.tolist().index(0) + 1 :] == PAD).all()
+    for tokens in new:
+        if 0 in tokens:
+            assert (tokens[tokens.tolist().index(0) + 1 :] == PAD).all()

@@ -1,10 +1,10 @@
-"""`skip_logits=True`: the loss and gradients of the plain computation, in a fraction of its memory."""
+"""skip_logits=True computes the same loss and gradients with a fraction of the memory."""
 
 import sys
 
 import pytest
 import torch
-from networks import network, random_ids
+from networks import network, network_class, random_ids
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ CHUNK_TOKENS = 8
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    module = sys.modules[type(network("healthslm")).__module__]
+    module = sys.modules[network_class("healthslm").__module__.replace("modeling_", "loss_")]
     monkeypatch.setattr(module, "LOSS_CHUNK_TOKENS", CHUNK_TOKENS)
 
 
@@ -25,13 +25,13 @@ def loss_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tenso
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-LABELS = random_ids(3, 13)  # 39 positions: four whole chunks and a part of one
+LABELS = random_ids(3, 13)  # 39 tokens: four full chunks and one of 7
 PARTLY_IGNORED = LABELS.masked_fill(torch.rand(3, 13, generator=torch.Generator().manual_seed(0)) < 0.5, -100)
 CASES = {
     "labels": {"labels": LABELS},
     "ignored labels": {"labels": PARTLY_IGNORED},
-    "a whole chunk ignored": {"labels": LABELS.clone().index_fill_(0, torch.tensor(1), -100)},
-    "another ignored index": {"labels": LABELS, "ignore_index": int(LABELS[0, 5])},
+    "a full chunk ignored": {"labels": LABELS.clone().index_fill_(0, torch.tensor(1), -100)},
+    "another ignore_index": {"labels": LABELS, "ignore_index": int(LABELS[0, 5])},
     "num_items_in_batch as an int": {"labels": PARTLY_IGNORED, "num_items_in_batch": 77},
     "num_items_in_batch as a tensor": {"labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)},
     "shifted labels": {"labels": LABELS, "shift_labels": PARTLY_IGNORED},
@@ -45,14 +45,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("tied", (True, False))
-def test_loss_and_gradients_equal_the_plain_ones(case, tied):
+def test_loss_and_gradients_match_those_with_logits(case, tied):
     model = network("healthslm", tie_word_embeddings=tied).train()
     plain = loss_and_gradients(model, input_ids=LABELS, **case)
     chunked = loss_and_gradients(model, input_ids=LABELS, skip_logits=True, **case)
     assert_close(chunked, plain, atol=1e-6, rtol=1e-5)
 
 
-def test_loss_and_gradients_equal_llamas():
+def test_loss_and_gradients_match_llama():
     ours, llama = network("healthslm").train(), network("llama").train()
     llama.load_state_dict(ours.state_dict())
     arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)}
@@ -61,9 +61,9 @@ def test_loss_and_gradients_equal_llamas():
 
 
 @pytest.mark.parametrize("autocast", (True, False), ids=("autocast", "weights"))
-def test_in_bf16_loss_and_gradients_are_as_near_to_the_fp32_ones_as_the_plain_are(autocast):
+def test_bf16_loss_and_gradients_are_as_exact_as_those_with_logits(autocast):
     model = network("healthslm").train()
-    model.load_state_dict({name: weight.bfloat16() for name, weight in model.state_dict().items()})  # the same for all
+    model.load_state_dict({name: weight.bfloat16() for name, weight in model.state_dict().items()})  # exact in bf16
     exact = loss_and_gradients(model, input_ids=LABELS, labels=PARTLY_IGNORED)
     model = model.to(torch.float32 if autocast else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -76,18 +76,18 @@ def test_in_bf16_loss_and_gradients_are_as_near_to_the_fp32_ones_as_the_plain_ar
         assert 0 < error < max(1.2 * plain_error, 0.01), name
 
 
-def test_an_output_projection_that_is_no_plain_one_is_refused():
+def test_another_kind_of_lm_head_raises():
     model = network("healthslm")
     model.lm_head = torch.nn.Sequential(model.lm_head)
-    with pytest.raises(ValueError, match="plain output projection, not a Sequential"):
+    with pytest.raises(ValueError, match="needs an nn.Linear as lm_head, not Sequential"):
         model(LABELS, labels=LABELS, skip_logits=True)
 
 
 @pytest.mark.parametrize("autocast", (False, True), ids=("fp32", "bf16"))
 @pytest.mark.parametrize("checkpointing", (False, True), ids=("plain", "checkpointing"))
 @pytest.mark.parametrize("backend", ("eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)))
-def test_compiled_gradients_equal_eager_ones(backend, checkpointing, autocast):
-    """By parameter. PyTorch 2.11 compiles away the gradients of what is computed in memory that chunks share."""
+def test_compiled_gradients_match_eager_ones(backend, checkpointing, autocast):
+    """PyTorch 2.11 returns zero gradients for buffers that are written in place."""
     model = network("healthslm", num_hidden_layers=1).train()
     arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "skip_logits": True, "use_cache": False}
     plain = loss_and_gradients(model, **arguments)
@@ -105,7 +105,7 @@ def test_compiled_gradients_equal_eager_ones(backend, checkpointing, autocast):
         assert error < (0.05 if autocast else 1e-5), name
 
 
-def test_frozen_network_still_trains_the_output_projection():
+def test_lm_head_has_gradients_when_the_decoder_is_frozen():
     model = network("healthslm", tie_word_embeddings=False).train()
     model.model.requires_grad_(False)
     model(LABELS, labels=LABELS, skip_logits=True).loss.backward()
@@ -116,7 +116,7 @@ def test_frozen_network_still_trains_the_output_projection():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Sees every tensor that any operation returns, of the backward pass too."""
+    """Records the size of the largest tensor that any operation returns, in the backward pass too."""
 
     elements = 0
 
@@ -129,15 +129,15 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("skip_logits", (True, False))
-def test_the_whole_logits_are_never_held(skip_logits):
+def test_all_logits_are_never_in_memory(skip_logits):
     model = network("healthslm", vocab_size=500).train()
     input_ids = random_ids(4, 60)
     with LargestTensor() as largest:
         model(input_ids, labels=input_ids, skip_logits=skip_logits).loss.backward()
-    whole = input_ids.numel() * 500
+    all_logits = input_ids.numel() * 500
     parameters = max(parameter.numel() for parameter in model.parameters())
-    assert CHUNK_TOKENS * 500 < parameters < whole // 4  # so that the two outcomes are told apart
-    assert largest.elements <= parameters if skip_logits else largest.elements >= whole
+    assert CHUNK_TOKENS * 500 < parameters < all_logits // 4  # or the next check could not tell them apart
+    assert largest.elements <= parameters if skip_logits else largest.elements >= all_logits
 
 
 def test_no_logits_are_returned():
@@ -146,12 +146,12 @@ def test_no_logits_are_returned():
     assert output.loss.ndim == 0
 
 
-def test_a_loss_without_labels_is_an_error():
-    with pytest.raises(ValueError, match="give labels as well"):
+def test_missing_labels_raise():
+    with pytest.raises(ValueError, match="pass `labels` too"):
         network("healthslm")(LABELS, skip_logits=True)
 
 
-def test_packed_documents_and_padding_are_kept_apart_in_it():
+def test_packed_documents_have_the_loss_of_the_plain_computation():
     model = network("healthslm").train()
     batch = {
         "input_ids": LABELS,

@@ -1,4 +1,4 @@
-"""What training asks of the network: checkpointing, compiling, exporting, sharding over processes."""
+"""Gradient checkpointing, compilation, export and tensor parallelism."""
 
 import inspect
 import subprocess
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 
 @pytest.fixture(autouse=True)
-def forget_compiled_code():
-    """Every compiled network counts against one limit, for they share their code."""
+def reset_compiler():
+    """All compiled models share one limit of recompilations, because they share their code."""
     torch.compiler.reset()
 
 
-# Tracing takes seconds: Llama's is left to the slow tests.
+# Tracing takes seconds: Llama is traced in slow tests only.
 either_family = pytest.mark.parametrize("family", ("healthslm", pytest.param("llama", marks=pytest.mark.slow)))
 PACKED = {"position_ids": (torch.arange(12) % 5).expand(2, -1)}
 
@@ -36,30 +36,30 @@ def loss_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tenso
     (("healthslm", {}), ("healthslm", PACKED), ("llama", {}), ("llama", {"use_cache": False, **PACKED})),
     ids=("plain", "packed", "llama, plain", "llama, packed"),
 )
-def test_checkpointing_gives_the_same_gradients_in_less_memory(family, arguments, use_reentrant):
+def test_gradient_checkpointing_saves_memory_and_keeps_gradients(family, arguments, use_reentrant):
     model = network(family, num_hidden_layers=4).train()
 
-    def kept_elements(**more) -> int:
-        kept = 0
+    def saved_elements(**more) -> int:
+        saved = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept += tensor.numel()
+            nonlocal saved
+            saved += tensor.numel()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(random_ids(2, 12), **more)
-        return kept
+        return saved
 
-    plain, plainly_kept = loss_and_gradients(model, **arguments), kept_elements(**arguments)
+    expected, saved = loss_and_gradients(model, **arguments), saved_elements(**arguments)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert model.is_gradient_checkpointing
     if use_reentrant:
         model.enable_input_require_grads()
-    assert_close(loss_and_gradients(model, **arguments), plain, atol=1e-6, rtol=1e-5)
-    assert kept_elements(**arguments) < plainly_kept / 2
+    assert_close(loss_and_gradients(model, **arguments), expected, atol=1e-6, rtol=1e-5)
+    assert saved_elements(**arguments) < saved / 2
     model.gradient_checkpointing_disable()
-    assert kept_elements(**arguments) == plainly_kept
+    assert saved_elements(**arguments) == saved
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_checkpointing_gives_the_same_gradients_in_less_memory(family, arguments
         pytest.param("llama", "sdpa", {"use_cache": False, **PACKED}, id="llama, packed", marks=pytest.mark.slow),
     ),
 )
-def test_a_training_step_compiles_without_a_break(family, attention, arguments):
+def test_a_training_step_compiles_without_graph_breaks(family, attention, arguments):
     model = network(family, attention=attention, num_hidden_layers=1).train()
     eager = loss_and_gradients(model, **arguments)
     compiled = loss_and_gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), **arguments)
@@ -81,7 +81,7 @@ def test_a_training_step_compiles_without_a_break(family, attention, arguments):
 
 
 @either_family
-def test_one_graph_serves_all_lengths(family):
+def test_one_compiled_graph_works_for_all_lengths(family):
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _) -> Callable:
@@ -99,7 +99,7 @@ def test_one_graph_serves_all_lengths(family):
 
 @either_family
 @pytest.mark.parametrize("strict", (pytest.param(True, marks=pytest.mark.slow), False))
-def test_an_exported_network_takes_other_sizes_and_other_documents(family, strict):
+def test_an_exported_model_accepts_other_shapes_and_other_documents(family, strict):
     model = network(family, num_hidden_layers=1)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = {"input_ids": random_ids(2, 12), "position_ids": torch.arange(12).repeat(2, 1)}
@@ -115,8 +115,8 @@ def test_an_exported_network_takes_other_sizes_and_other_documents(family, stric
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_low_rank_training_needs_gradients_of_inputs_alone(family):
-    """A frozen network passes gradients on to its inputs, as adapters under checkpointing ask."""
+def test_enable_input_require_grads_works_with_frozen_weights(family):
+    """Adapters need it with gradient checkpointing."""
     model = network(family).train().requires_grad_(False)
     model.enable_input_require_grads()
     seen = []
@@ -126,41 +126,41 @@ def test_low_rank_training_needs_gradients_of_inputs_alone(family):
     model.disable_input_require_grads()
 
 
-def share_weights(folder: str) -> None:
-    """One of two processes: half the network computes, with the other half, what the whole network computes alone."""
+def compare_tensor_parallel(folder: str) -> None:
+    """Run in each of two processes: compare a model that they share with one on a single process."""
     import torch
     from torch import distributed
     from transformers import AutoModelForCausalLM
     from transformers.distributed.configuration_utils import DistributedConfig
 
     distributed.init_process_group("gloo")
-    whole = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    halves = {"distributed_config": DistributedConfig(tp_size=2)}
-    shared = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **halves)
+    single = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    options = {"distributed_config": DistributedConfig(tp_size=2)}
+    shared = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
 
-    weights = [model.model.layers[0].self_attn.q_proj.weight for model in (whole, shared)]
+    weights = [model.model.layers[0].self_attn.q_proj.weight for model in (single, shared)]
     assert weights[1].to_local().shape[0] == weights[0].shape[0] / 2
     input_ids = torch.arange(2, 26).view(2, 12)
-    torch.testing.assert_close(shared(input_ids).logits, whole(input_ids).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shared(input_ids).logits, single(input_ids).logits, atol=1e-5, rtol=1e-5)
     for skip_logits in (False, True):
-        losses = [model(input_ids, labels=input_ids, skip_logits=skip_logits).loss for model in (whole, shared)]
+        losses = [model(input_ids, labels=input_ids, skip_logits=skip_logits).loss for model in (single, shared)]
         torch.testing.assert_close(*losses)
         for weight, loss in zip(weights, losses, strict=True):
             weight.grad = None
             loss.backward()
         half = weights[0].grad.chunk(2)[distributed.get_rank()]
         torch.testing.assert_close(weights[1].grad.to_local(), half, atol=1e-5, rtol=1e-5)
-    generated = [model.generate(input_ids, max_new_tokens=5, do_sample=False) for model in (whole, shared)]
+    generated = [model.generate(input_ids, max_new_tokens=5, do_sample=False) for model in (single, shared)]
     assert torch.equal(*generated)
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", (True, False))
-def test_two_processes_share_the_weights(tied, tmp_path):
+def test_tensor_parallelism_matches_a_single_process(tied, tmp_path):
     network("healthslm", tie_word_embeddings=tied).save_pretrained(tmp_path / "model")
-    script = tmp_path / "share.py"
-    script.write_text(f"import sys\n{inspect.getsource(share_weights)}\nshare_weights(sys.argv[1])")
+    script = tmp_path / "compare.py"
+    script.write_text(f"import sys\n{inspect.getsource(compare_tensor_parallel)}\ncompare_tensor_parallel(sys.argv[1])")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     result = subprocess.run([*torchrun, script, tmp_path / "model"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]

@@ -1,6 +1,9 @@
 """A saved folder opens through the Auto classes wherever Transformers is, with nothing else of ours."""
 
 import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,10 @@ from clean_process import result_of, start_clean_process
 from networks import HEADS, REPOSITORY, random_ids
 from safetensors import safe_open
 from small_model import byte_tokenizer, small_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}
-CODE_FILES = {"configuration_healthslm.py", "modeling_healthslm.py"}
+CODE_FILES = {f"{part}_healthslm.py" for part in ("configuration", "modeling", "packing", "loss")}
 
 
 def open_every_way(folder: str, copy: str, ids: str) -> dict:
@@ -114,9 +117,28 @@ def test_a_saved_copy_of_a_loaded_model_is_as_whole_as_the_first(opened: dict, f
     for name in CODE_FILES:
         assert (copy / name).read_text() == (REPOSITORY / name).read_text()
     assert json.loads((copy / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
-    home = copy.with_name("second-home")
-    process = start_clean_process(home, open_causal_lm, copy, random_ids(2, 9).tolist(), home)
+
+
+def test_a_saved_copy_opens_from_the_cache_of_the_hub(opened: dict, copy: Path, tmp_path: Path) -> None:
+    """Transformers collects the code files of a cached repository differently from those of a folder."""
+    cached = tmp_path / "hub/hub/models--tests--small-model"  # HF_HOME is the first of the two folders `hub`
+    commit = "0" * 40
+    shutil.copytree(copy, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    process = start_clean_process(tmp_path, open_causal_lm, "tests/small-model", random_ids(2, 9).tolist(), tmp_path)
     torch.testing.assert_close(torch.tensor(result_of(process)["logits"]), expected_logits())
+
+
+def logits_in_a_spawned_process(model: PreTrainedModel, ids: torch.Tensor) -> list:
+    return model(ids).logits.tolist()
+
+
+@pytest.mark.slow
+def test_a_model_can_be_passed_to_a_spawned_process() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        logits = pool.submit(logits_in_a_spawned_process, small_model(), random_ids(2, 9)).result()
+    torch.testing.assert_close(torch.tensor(logits), expected_logits())
 
 
 @pytest.mark.slow
