@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _body(self, path: str) -> bytes | None:
-        """A listing, or the file with the last name of the path: a client that follows an odd link gets a valid file."""
+        """A listing, or the file with the last name of the path, so that even an odd link leads to a valid file."""
         if path in ("baseline/", "updatefiles/"):
             return self._listing(path).encode()
         name = re.split(r"[/\\]", unquote(path))[-1]
