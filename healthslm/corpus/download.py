@@ -242,9 +242,7 @@ def _is_valid(path: Path, checksum_file: Path) -> bool:
 def _fetch_and_verify(
     session: requests.Session, url: str, path: Path, checksum_file: Path, show: Callable[[int, int], object]
 ) -> None:
-    content = io.BytesIO()
-    fetch(session, f"{url}.md5", content)
-    text = content.getvalue().decode("utf-8", "replace")
+    text = _fetch_bytes_once(session, f"{url}.md5").decode("utf-8", "replace")
     md5 = _parse_checksum(text, path.name)
     if md5 is None:
         raise TransferError(f"{url}.md5: expected one line `MD5({path.name})= …`, got {text[:80]!r}")
@@ -318,13 +316,13 @@ def with_retries(url: str, attempt: Callable[[], Result]) -> Result:
 
 def fetch_bytes(session: requests.Session, url: str) -> bytes:
     """Return the content of a URL, with retries; raises FetchError."""
+    return with_retries(url, lambda: _fetch_bytes_once(session, url))
 
-    def attempt() -> bytes:
-        content = io.BytesIO()
-        fetch(session, url, content)
-        return content.getvalue()
 
-    return with_retries(url, attempt)
+def _fetch_bytes_once(session: requests.Session, url: str) -> bytes:
+    content = io.BytesIO()
+    fetch(session, url, content)
+    return content.getvalue()
 
 
 def fetch(
