@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from healthslm.corpus.records import RECORD_SCHEMA
 from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.signatures import BANDS
 
 ROWS = 30_000  # per file, like the citations in NCBI's files
@@ -99,7 +99,7 @@ def main() -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         started = time.perf_counter()
-        list_dropped(signatures, records, held_out, dropped)
+        write_drop_list(signatures, records, held_out, dropped)
         seconds = time.perf_counter() - started
         ended.set()
         watcher.join()

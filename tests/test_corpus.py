@@ -25,7 +25,7 @@ from healthslm.corpus.pubmed import read_records
 from healthslm.corpus.pubmed_files import find_pubmed_files
 from healthslm.corpus.records import RECORD_SCHEMA, record_document
 from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.signatures import ngram_hashes
 from healthslm.documents import DOCUMENT_SCHEMA, SPLITS, document_id, document_text, split_of, text_hash
 from healthslm.errors import UserError
@@ -253,7 +253,7 @@ def test_outdated_records_agree_with_a_simulation(tmp_path, seed):
     held_out, dropped = tmp_path / "held_out.parquet", tmp_path / "dropped.parquet"
     pq.write_table(HELD_OUT_SCHEMA.empty_table(), held_out)
     record_files, signature_files = (sorted((tmp_path / folder).iterdir()) for folder in ("records", "signatures"))
-    list_dropped(signature_files, record_files, held_out, dropped)
+    write_drop_list(signature_files, record_files, held_out, dropped)
 
     listed = {(row["file"], row["position"]): row["reason"] for row in pq.read_table(dropped).to_pylist()}
     newest = newest_by_hand(files)
@@ -501,8 +501,8 @@ def test_a_phrase_in_many_documents_is_not_an_overlap(tmp_path):
 
 
 def test_dropped_documents_can_be_written_with_their_reason(sample, tmp_path):
-    build(tmp_path / "corpus", pubmed=SAMPLE, write_removed=True)
-    rows = [row for path in (tmp_path / "corpus/removed").iterdir() for row in pq.read_table(path).to_pylist()]
+    build(tmp_path / "corpus", pubmed=SAMPLE, write_dropped=True)
+    rows = [row for path in (tmp_path / "corpus/dropped").iterdir() for row in pq.read_table(path).to_pylist()]
     expected = {(f"pmid:{99_000_000 + number}", reason) for number, reason in NOT_KEPT.items()}
     assert expected <= {(row["id"], row["reason"]) for row in rows}
     report = json.loads((tmp_path / "corpus/report.json").read_text())

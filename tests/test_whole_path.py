@@ -181,7 +181,7 @@ def run_all_stages(
 
     corpus, tokenizer, tokens = root / "corpus", root / "tokenizer", root / "tokens"
     arguments = ["--pubmed", root / "pubmed", "--sources", given.other_text, "--held-out", *given.held_out]
-    arguments += ["--validation-fraction", 0.05, "--test-fraction", 0.05, "--write-removed"]
+    arguments += ["--validation-fraction", 0.05, "--test-fraction", 0.05, "--write-dropped"]
     run("build_corpus", *arguments, "--output", corpus, "--workers", workers)
     run("train_tokenizer", "--corpus", corpus, "--output", tokenizer, "--vocab-size", given.vocab_size)
     arguments = ["--corpus", corpus, "--tokenizer", tokenizer, "--workers", workers]
@@ -260,7 +260,7 @@ def assert_that_updates_were_applied(files: dict[str, list[XmlRecord]], root: Pa
     current = {
         (pmid, file)
         for file in files
-        for pmid in (record_pmids(root / "records" / f"{file}.parquet") - removed_pmids(root, file, outdated))
+        for pmid in (record_pmids(root / "records" / f"{file}.parquet") - dropped_pmids(root, file, outdated))
     }
     assert current == {(pmid, file) for pmid, (file, record) in state.items() if not record.deleted}
     kept = {(row["id"], row["file"]) for row in corpus_rows(root) if row["file"] in files}
@@ -272,8 +272,8 @@ def record_pmids(path: Path) -> Counter[int]:
     return Counter(pq.read_table(path, columns=["pmid"])["pmid"].to_pylist())
 
 
-def removed_pmids(root: Path, file: str, reasons: tuple[str, ...]) -> Counter[int]:
-    path = root / "corpus" / "removed" / f"{file}.parquet"
+def dropped_pmids(root: Path, file: str, reasons: tuple[str, ...]) -> Counter[int]:
+    path = root / "corpus" / "dropped" / f"{file}.parquet"
     rows = pq.read_table(path, columns=["id", "reason"]).to_pylist() if path.exists() else []
     return Counter(int(row["id"].removeprefix("pmid:")) for row in rows if row["reason"] in reasons)
 
@@ -323,7 +323,7 @@ def assert_that_held_out_text_is_not_in_training(held_out: list[Path], root: Pat
         for start in range(len(words) - 7):
             context = by_start.get(tuple(words[start : start + 8]))
             assert context is None or words[start : start + len(context)] != context, row["id"]
-    removed = pq.read_table(root / "corpus" / "removed" / "other.parquet", columns=["id", "reason"]).to_pylist()
+    removed = pq.read_table(root / "corpus" / "dropped" / "other.parquet", columns=["id", "reason"]).to_pylist()
     reasons = {row["id"]: row["reason"] for row in removed}
     assert [reason for identifier, reason in reasons.items() if identifier in pmids] == ["held_out"]
     assert (reasons["leak:2"], reasons["leak:3"]) == ("held_out", "held_out_overlap")

@@ -37,9 +37,9 @@ from healthslm.corpus.screening import (
     signature_writer,
     write_held_out,
 )
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.sources import Columns, Source, find_sources
-from healthslm.corpus.splits import CORPUS_VERSION, REMOVED, ChunkSplitter, DroppedFilter, corpus_writer
+from healthslm.corpus.splits import CORPUS_VERSION, DROPPED, ChunkSplitter, DroppedFilter, corpus_writer
 from healthslm.documents import SPLITS, split_position
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, naming_full_disk, read_json, remove_partials, write_json
@@ -82,8 +82,8 @@ class CorpusOptions(ExecutorOptions):
     """Also keep documents that are not in English."""
     max_bytes: Annotated[int, Range(at_least=256)] = 4096
     """Split longer texts into chunks of at most this many bytes; 4,096 are about 1,024 tokens."""
-    write_removed: bool = False
-    """Write the dropped documents, with the reason, to removed/ in the corpus."""
+    write_dropped: bool = False
+    """Write the dropped documents, with the reason, to dropped/ in the corpus."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,15 +135,15 @@ def _plan(
     screening = [*parsing, SIGNATURES_VERSION, vars(criteria), columns, held_out_sums]
     record_fingerprints = [make_fingerprint(parsing, source.sha256) for source in sources[: len(record_files)]]
     signature_fingerprints = [make_fingerprint(screening, source.name, source.sha256) for source in sources]
-    work.open(make_fingerprint(CORPUS_VERSION, signature_fingerprints, settings, options.write_removed))
+    work.open(make_fingerprint(CORPUS_VERSION, signature_fingerprints, settings, options.write_dropped))
     held_out_keys, held_out_ngrams = work.folder / "held_out.parquet", work.folder / "held_out_ngrams.npy"
     write_held_out(held_out, held_out_keys, held_out_ngrams)
     for folder in {path.parent for path in (*record_files, *signature_files)}:
         folder.mkdir(exist_ok=True)
         remove_partials(folder)
 
-    dropped = work.folder / "dropped.parquet"
-    removed = work.output / REMOVED if options.write_removed else None
+    drop_list = work.folder / "drop_list.parquet"
+    dropped = work.output / DROPPED if options.write_dropped else None
     parse = [
         PubmedReader([Path(source.location) for source in sources[: len(record_files)]]),
         record_writer(record_files, record_fingerprints),
@@ -153,10 +153,10 @@ def _plan(
         Screen(criteria, held_out_ngrams),
         signature_writer(signature_files, signature_fingerprints),
     ]
-    select = Call(list_dropped, signature_files, record_files, held_out_keys, dropped)
+    select = Call(write_drop_list, signature_files, record_files, held_out_keys, drop_list)
     write = [
         SourceReader(sources),
-        DroppedFilter(dropped, removed),
+        DroppedFilter(drop_list, dropped),
         ChunkSplitter(options.max_bytes, criteria),
         corpus_writer(work.output),
     ]
@@ -186,10 +186,10 @@ def _finish(
     settings: dict[str, Any],
 ) -> None:
     """Write the report, and move the corpus to its folder."""
-    dropped = work.folder / "dropped.parquet"
+    drop_list = work.folder / "drop_list.parquet"
     for split in SPLITS:
         (work.output / split).mkdir(exist_ok=True)
-    report = corpus_report(sources, signature_files, held_out, dropped, work.output, settings)
+    report = corpus_report(sources, signature_files, held_out, drop_list, work.output, settings)
     if report["splits"]["train"]["documents"] == 0:
         raise UserError(f"no training documents are left: {report['read']:,} were read, dropped {report['dropped']}")
     if settings["validation_fraction"] > 0 and report["splits"]["validation"]["documents"] == 0:

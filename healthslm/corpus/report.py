@@ -33,7 +33,7 @@ def corpus_report(
     sources: list[Source],
     signature_files: list[Path],
     held_out: list[Source],
-    dropped: Path,
+    drop_list: Path,
     corpus: Path,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def corpus_report(
 
     It has no dates and no paths, so the same input gives the same report.
     """
-    reasons = _count_reasons(dropped)
+    reasons = _count_reasons(drop_list)
     files = [
         _source_report(source, pq.read_metadata(signature_file).num_rows, reasons.get(source.name, {}), corpus)
         for source, signature_file in zip(sources, signature_files, strict=True)
@@ -61,11 +61,11 @@ def corpus_report(
     }
 
 
-def _count_reasons(dropped: Path) -> dict[str, dict[str, int]]:
+def _count_reasons(drop_list: Path) -> dict[str, dict[str, int]]:
     """Count the dropped documents of each source, by reason."""
     reasons: dict[str, dict[str, int]] = {}
-    query = "SELECT file, reason, count(*) FROM read_parquet($dropped) GROUP BY ALL ORDER BY ALL"
-    for file, reason, count in _fetch_rows(query, {"dropped": str(dropped)}):
+    query = "SELECT file, reason, count(*) FROM read_parquet($drop_list) GROUP BY ALL ORDER BY ALL"
+    for file, reason, count in _fetch_rows(query, {"drop_list": str(drop_list)}):
         reasons.setdefault(file, {})[reason] = count
     return reasons
 

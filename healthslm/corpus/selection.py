@@ -69,7 +69,7 @@ _COPIES = """
     JOIN (SELECT {key}, min(priority) AS first FROM usable GROUP BY {key} HAVING count(*) > 1) USING ({key})
     WHERE priority > first
 """
-_DROPPED = f"""
+_DROP_LIST = f"""
     SELECT $names[row >> {_POSITION_BITS}] AS file, row & {2**_POSITION_BITS - 1} AS position, reason
     FROM (
         SELECT row, reason FROM documents WHERE reason IS NOT NULL
@@ -83,7 +83,7 @@ _DROPPED = f"""
 """
 
 
-def list_dropped(signatures: list[Path], records: list[Path], held_out: Path, output: Path) -> None:
+def write_drop_list(signatures: list[Path], records: list[Path], held_out: Path, output: Path) -> None:
     """Write the documents to drop, with the reason, to a Parquet file with the columns file, position and reason.
 
     Args:
@@ -130,4 +130,4 @@ def _run(connection: duckdb.DuckDBPyConnection, output: Path, values: dict[str, 
         execute(f"INSERT INTO found {_HELD_OUT.format(key=key)}")
         execute(f"INSERT INTO found {_COPIES.format(key=key, reason=reason)}")
     target = str(output).replace("'", "''")
-    execute(f"COPY ({_DROPPED}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    execute(f"COPY ({_DROP_LIST}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")

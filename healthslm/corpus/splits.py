@@ -22,30 +22,30 @@ CORPUS_VERSION = 1
 """Version of the corpus. Raise it after any change by which the same signatures give another corpus (in this module,
 selection.py, chunks.py or report.py): a run does not resume from the work folder of another version."""
 
-REMOVED = "removed"
-REMOVED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA.remove(DOCUMENT_SCHEMA.get_field_index("part")), ("reason", pa.string())])
+DROPPED = "dropped"
+DROPPED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA.remove(DOCUMENT_SCHEMA.get_field_index("part")), ("reason", pa.string())])
 
 
 class DroppedFilter(BaseFilter):
-    """Drops the documents listed by `healthslm.corpus.selection`; writes them to the folder `removed`, if given."""
+    """Drops the documents listed by `healthslm.corpus.selection`; writes them to the folder `dropped`, if given."""
 
     name = "drop listed documents"
 
-    def __init__(self, dropped: Path, removed: Path | None):
+    def __init__(self, drop_list: Path, dropped: Path | None):
         writer = None
-        if removed is not None:
+        if dropped is not None:
             writer = ParquetWriter(
-                str(removed), "${file}.parquet", "zstd", adapter=_removed_row, schema=REMOVED_SCHEMA, max_file_size=-1
+                str(dropped), "${file}.parquet", "zstd", adapter=_dropped_row, schema=DROPPED_SCHEMA, max_file_size=-1
             )
         super().__init__(exclusion_writer=writer)
-        self.dropped = dropped
+        self.drop_list = drop_list
         self.file: str | None = None
         self.reasons: dict[int, str] = {}
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         if doc.metadata["file"] != self.file:
             self.file = doc.metadata["file"]
-            rows = pq.read_table(self.dropped, filters=[("file", "=", self.file)])
+            rows = pq.read_table(self.drop_list, filters=[("file", "=", self.file)])
             self.reasons = dict(zip(rows["position"].to_pylist(), rows["reason"].to_pylist(), strict=True))
         reason = self.reasons.get(doc.metadata["position"])
         return True if reason is None else (False, reason)
@@ -95,5 +95,5 @@ def _row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
     return {column: values.get(column) for column in writer.schema.names}
 
 
-def _removed_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
+def _dropped_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
     return _row(writer, document) | {"reason": document.metadata["filter_reason"]}
