@@ -476,3 +476,10 @@ def test_a_folder_with_other_files_is_not_replaced(mixed, tmp_path, names):
     with pytest.raises(UserError, match="holds other files than a data card"):
         describe_corpus(DataCardOptions(mixed.corpus, output))
     assert {path.name: path.read_text() for path in output.iterdir()} == dict.fromkeys(names, "mine")
+
+
+def test_an_output_that_is_a_file_is_not_replaced(mixed, tmp_path):
+    (tmp_path / "card").write_text("mine")
+    with pytest.raises(UserError, match="card: is a file, but a data card is a folder"):
+        describe_corpus(DataCardOptions(mixed.corpus, tmp_path / "card"))
+    assert (tmp_path / "card").read_text() == "mine"

@@ -252,6 +252,17 @@ def test_an_impossible_vocabulary_size_is_rejected(corpus, tmp_path, vocab_size,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("mine", ["tokenizer", "tokenizer/thesis.txt"])
+def test_an_output_that_would_replace_something_else_is_rejected(corpus, tmp_path, mine):
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(
+        UserError, match=f"^{tmp_path / 'tokenizer'}: (is a file, but|holds other files than) a tokenizer"
+    ):
+        train_tokenizer(TokenizerOptions(corpus, tmp_path / "tokenizer", 500))
+    assert (tmp_path / mine).read_text() == "mine"
+
+
 def test_a_corpus_without_a_training_split_is_rejected_in_one_line(run_script, tmp_path):
     done = run_script("train_tokenizer", "--corpus", tmp_path, "--output", tmp_path / "tokenizer")
     assert done.returncode == 1
