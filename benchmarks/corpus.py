@@ -1,11 +1,11 @@
-"""How fast PubMed's XML becomes tokens, on one process and on several, and how much memory a process takes.
+"""Measure the speed and memory of building and tokenizing a corpus, with one process and with several.
 
     python benchmarks/corpus.py PUBMED TOKENIZER
 
-PUBMED is a folder of NCBI's files. Their citations are laid out in `--files` files of equal size, `--copies` times:
-in all copies but the first under other PMIDs, and with the words of plain abstracts in another order. The build is that
-of scripts/build_corpus.py and scripts/tokenize_corpus.py: parse, resolve, clean, deduplicate, tokenise, the start of
-processes included. MB are those of uncompressed XML.
+PUBMED is a folder of NCBI's files. Their citations are written to `--files` files of equal size, `--copies` times; all
+copies but the first get other PMIDs, and the words of their plain abstracts are shuffled. The corpus is built and
+tokenized by scripts/build_corpus.py and scripts/tokenize_corpus.py, and the times include starting processes. MB are of
+uncompressed XML.
 """
 
 import argparse
@@ -28,17 +28,17 @@ PMID = re.compile(rb"(<PMID[^>]*>)(\d+)")
 PLAIN_TEXT = re.compile(rb"(<AbstractText[^>]*>)([^<]+)(?=</AbstractText>)")
 
 
-def lay_out(pubmed: Path, folder: Path, count: int, copies: int) -> int:
-    """Write the citations of all files to `count` files of about equal size; return their uncompressed bytes."""
+def write_files(pubmed: Path, folder: Path, count: int, copies: int) -> int:
+    """Write the citations of all files to `count` files of about equal size; return the total in bytes of XML."""
     contents = (gzip.decompress(path.read_bytes()) for path in sorted(pubmed.rglob("*.xml.gz")))
     originals = [citation for content in contents for citation in CITATION.findall(content)]
-    citations = [other(citation, copy) for copy in range(copies) for citation in originals]
+    citations = [make_copy(citation, copy) for copy in range(copies) for citation in originals]
     total = sum(map(len, citations))
     groups: list[list[bytes]] = [[] for _ in range(count)]
-    place = 0
+    position = 0
     for citation in citations:
-        groups[place * count // total].append(citation)
-        place += len(citation)
+        groups[position * count // total].append(citation)
+        position += len(citation)
     size = 0
     folder.mkdir()
     for number, group in enumerate(groups, start=1):
@@ -48,8 +48,8 @@ def lay_out(pubmed: Path, folder: Path, count: int, copies: int) -> int:
     return size
 
 
-def other(citation: bytes, copy: int) -> bytes:
-    """The citation, or where it is a copy, one of another PMID and text."""
+def make_copy(citation: bytes, copy: int) -> bytes:
+    """The citation; if `copy` is not 0, with another PMID and shuffled words."""
     if copy == 0:
         return citation
 
@@ -63,19 +63,19 @@ def other(citation: bytes, copy: int) -> bytes:
 
 
 def run(name: str, *arguments: object) -> tuple[float, float]:
-    """Run a script; return its seconds and the most memory in MiB that one of its processes took."""
+    """Run a script; return its time in seconds and the peak memory of one of its processes in MiB."""
     command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     started = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    most = 0.0
+    peak = 0.0
     ended = threading.Event()
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while not ended.wait(0.05):
             script = psutil.Process(process.pid)
-            most = max(most, *map(memory, [script, *script.children(recursive=True)]))
+            peak = max(peak, *map(memory, [script, *script.children(recursive=True)]))
 
     def memory(child: psutil.Process) -> float:
         try:
@@ -91,7 +91,7 @@ def run(name: str, *arguments: object) -> tuple[float, float]:
     watcher.join()
     if status:
         raise SystemExit(f"{name} failed: {' '.join(command)}")
-    return seconds, most
+    return seconds, peak
 
 
 def main() -> None:
@@ -104,16 +104,16 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        megabytes = lay_out(options.pubmed, Path(folder) / "pubmed", options.files, options.copies) / 1e6
+        megabytes = write_files(options.pubmed, Path(folder) / "pubmed", options.files, options.copies) / 1e6
         print(f"{options.files} files, {megabytes:.0f} MB of XML\n")
-        print("| processes | build, s | tokenise, s | MB/s | MB/s a process | memory of a process, MiB |")
+        print("| processes | build, s | tokenize, s | MB/s | MB/s per process | memory per process, MiB |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
         for processes in options.processes:
             root = Path(folder) / str(processes)
             root.mkdir()
             corpus, workers = root / "corpus", ("--workers", processes)
             build, memory = run("build_corpus", "--pubmed", Path(folder) / "pubmed", "--output", corpus, *workers)
-            tokenise, more_memory = run(
+            tokenize, more_memory = run(
                 "tokenize_corpus",
                 "--corpus",
                 corpus,
@@ -123,9 +123,9 @@ def main() -> None:
                 root / "tokens",
                 *workers,
             )
-            speed = megabytes / (build + tokenise)
+            speed = megabytes / (build + tokenize)
             print(
-                f"| {processes} | {build:.1f} | {tokenise:.1f} | {speed:.1f} | {speed / processes:.1f} | "
+                f"| {processes} | {build:.1f} | {tokenize:.1f} | {speed:.1f} | {speed / processes:.1f} | "
                 f"{max(memory, more_memory):.0f} |",
                 flush=True,
             )

@@ -1,10 +1,10 @@
-"""Compare the speed of parsing PubMed's XML, from the gzip file to records with their full text, on one core.
+"""Compare the speed of two parsers of PubMed's XML, from the gzip file to records with their full text, on one core.
 
     pip install pubmed_parser==0.5.1
     python benchmarks/parsing.py pubmed/baseline/pubmed26n0001.xml.gz
 
-`pubmed_parser` is read by its `parse_medline_xml`. Both read the same file in turn, in one process, and the best of
-`--rounds` counts. Time is the processor's, which other work on the machine disturbs less than the clock's.
+The other parser is `parse_medline_xml` of `pubmed_parser`. Both read the same file in turn in one process, and the best
+of `--rounds` counts. CPU time is measured, because other work on the machine affects it less than wall-clock time.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def count_bytes(path: Path) -> int:
 
 
 def measure(parse: Callable[[Path], Iterable], path: Path) -> tuple[float, int]:
-    """Processor seconds and number of records."""
+    """Return CPU seconds and number of records."""
     start = time.process_time()
     records = sum(1 for _ in parse(path))
     return time.process_time() - start, records

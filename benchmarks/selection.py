@@ -1,10 +1,10 @@
-"""Time and memory to find what leaves the corpus, among as many made-up records as PubMed has.
+"""Measure time and memory of selecting the documents to drop, on as many synthetic records as PubMed has.
 
     python benchmarks/selection.py --records 41000000 --documents 0
     python benchmarks/selection.py --records 4100000 --documents 2900000
 
-Records have random PMIDs, one in three of which comes again, and one in fifty is a deletion; of the documents, one in
-fifty has a text key, and one in twenty a band, in common with an earlier one.
+Records have random PMIDs; one in three occurs again, and one in fifty is a deletion. One document in fifty shares its
+text key with another document, and one in twenty a MinHash band.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from healthslm.corpus.records import RECORD_SCHEMA
 from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.signatures import BANDS
 
-ROWS = 30_000  # of a file: as many citations as NCBI's files have
+ROWS = 30_000  # per file, like the citations in NCBI's files
 
 
 def write_records(folder: Path, count: int, chance: np.random.Generator) -> list[Path]:
@@ -47,7 +47,7 @@ def write_signatures(folder: Path, count: int, chance: np.random.Generator) -> l
         rows = min(ROWS, count - start)
         bands = chance.integers(-(2**62), 2**62, (rows, BANDS))
         text_keys = chance.integers(-(2**62), 2**62, rows)
-        # A key that is a small number is one that others have as well.
+        # Small numbers are keys that several documents have.
         copies = chance.random(rows)
         bands[copies < 0.05, 0] = chance.integers(0, max(count // 10, 1), (copies < 0.05).sum())
         text_keys[copies < 0.02] = chance.integers(0, max(count // 20, 1), (copies < 0.02).sum())
@@ -82,31 +82,31 @@ def main() -> None:
         pq.write_table(HELD_OUT_SCHEMA.empty_table(), held_out)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-        most_disk = 0
+        peak_disk = 0
         ended = threading.Event()
 
         def watch() -> None:
-            nonlocal most_disk
+            nonlocal peak_disk
             while not ended.wait(0.5):
                 sizes = []
                 for path in (folder / "work").rglob("*"):
                     try:
                         sizes.append(path.stat().st_size)
-                    except OSError:  # gone since
+                    except OSError:  # removed meanwhile
                         continue
-                most_disk = max(most_disk, sum(sizes))
+                peak_disk = max(peak_disk, sum(sizes))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         started = time.perf_counter()
-        list_dropped(signatures, records, held_out, dropped)
+        write_drop_list(signatures, records, held_out, dropped)
         seconds = time.perf_counter() - started
         ended.set()
         watcher.join()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         print(
-            f"{options.records:,} records, {options.documents:,} documents: {seconds:.0f} s, at most {peak:,.0f} MiB "
-            f"({before:,.0f} before), {most_disk / 1e9:.1f} GB on disk; {pq.read_metadata(dropped).num_rows:,} leave"
+            f"{options.records:,} records, {options.documents:,} documents: {seconds:.0f} s, peak {peak:,.0f} MiB "
+            f"({before:,.0f} before), {peak_disk / 1e9:.1f} GB on disk; {pq.read_metadata(dropped).num_rows:,} dropped"
         )
 
 

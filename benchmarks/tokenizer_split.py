@@ -1,10 +1,10 @@
-"""Compare splits of text before byte-pair encoding, by bytes per token and bits per byte on held-out abstracts.
+"""Compare pre-tokenizer splits for byte-pair encoding, by bytes per token and bits per byte on held-out abstracts.
 
     python benchmarks/tokenizer_split.py CORPUS HELD_OUT.parquet
 
-Bits per byte are those of a small network that reads the same text, so the same number of bytes, under each split; its
-vocabulary is the first `--network-vocab-size` tokens, so that it is not all embedding. The tokenizers are trained on
-`--tokenizer-bytes` of the corpus's training split and differ in the split alone.
+The tokenizers differ only in their split and are trained on `--tokenizer-bytes` of the corpus's training split. Bits
+per byte are those of a small model trained on the same bytes of text with each split. Its vocabulary is the first
+`--model-vocab-size` tokens, so that it does not consist of embeddings only.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def count_bytes(texts: list[str]) -> int:
 
 
 def take_bytes(texts: list[str], limit: int) -> list[str]:
-    """The first texts that reach `limit` bytes together."""
+    """The first texts, until they have `limit` bytes together."""
     before = itertools.accumulate((len(text.encode()) for text in texts), initial=0)
     return [text for text, start in zip(texts, before, strict=False) if start < limit]
 
@@ -70,7 +70,7 @@ def train_tokenizer(split: PreTokenizer, texts: list[str], vocab_size: int) -> T
 
 
 def shrink(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer that would have been trained with a smaller vocabulary: the first merges of the same list."""
+    """The tokenizer that training with a smaller vocabulary gives: it has the first merges of the same list."""
     state = json.loads(tokenizer.to_str())
     vocab, merges = state["model"]["vocab"], state["model"]["merges"]
     state["model"]["vocab"] = {token: index for token, index in vocab.items() if index < vocab_size}
@@ -83,10 +83,10 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [[0, *encoding.ids] for encoding in tokenizer.encode_batch_fast(texts)]
 
 
-def train_network(
-    documents: list[list[int]], vocab_size: int, seed: int, row_tokens: int = 256, rows: int = 4
+def train_model(
+    documents: list[list[int]], vocab_size: int, seed: int, sequence_tokens: int = 256, batch_size: int = 4
 ) -> LlamaForCausalLM:
-    """One pass over the documents, packed into rows."""
+    """Train for one pass over the documents, packed into sequences."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -99,10 +99,11 @@ def train_network(
     )
     model = LlamaForCausalLM(config)
     stream = torch.tensor(list(itertools.chain.from_iterable(documents)))
-    batches = stream[: len(stream) // (row_tokens * rows) * row_tokens * rows].view(-1, rows, row_tokens)
+    batch_tokens = batch_size * sequence_tokens
+    batches = stream[: len(stream) // batch_tokens * batch_tokens].view(-1, batch_size, sequence_tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
-    for batch in tqdm(batches, desc="network", unit="step"):
+    for batch in tqdm(batches, desc="train", unit="step"):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
@@ -115,11 +116,11 @@ def train_network(
 
 @torch.no_grad()
 def bits(model: LlamaForCausalLM, documents: list[list[int]]) -> float:
-    """Bits of all documents, each alone after its separator."""
+    """Bits of all documents, each by itself after its separator."""
     nats = 0.0
     for ids in tqdm(documents, desc="scoring", unit="document"):
-        row = torch.tensor([ids])
-        nats += model(input_ids=row, labels=row).loss.item() * (len(ids) - 1)
+        input_ids = torch.tensor([ids])
+        nats += model(input_ids=input_ids, labels=input_ids).loss.item() * (len(ids) - 1)
     return nats / math.log(2)
 
 
@@ -129,16 +130,16 @@ def main() -> None:
     parser.add_argument("held_out", type=Path)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--tokenizer-bytes", type=int, default=60_000_000)
-    parser.add_argument("--network-vocab-size", type=int, default=8_000)
-    parser.add_argument("--network-bytes", type=int, default=10_000_000)
-    parser.add_argument("--seed", type=int, default=0, help="of the network's first weights")
+    parser.add_argument("--model-vocab-size", type=int, default=8_000)
+    parser.add_argument("--model-bytes", type=int, default=10_000_000)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the model's initial weights")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     options = parser.parse_args()
 
     train_texts = read_files(split_files(options.corpus, "train"))
     random.Random(0).shuffle(train_texts)
     tokenizer_texts = take_bytes(train_texts, options.tokenizer_bytes)
-    network_texts = take_bytes(train_texts, options.network_bytes)
+    model_texts = take_bytes(train_texts, options.model_bytes)
     held_out = read_files([options.held_out])
     scored = take_bytes(held_out, 300_000)
 
@@ -146,8 +147,8 @@ def main() -> None:
     for name in options.splits:
         tokenizer = train_tokenizer(SPLITS[name], tokenizer_texts, options.vocab_size)
         bytes_per_token = count_bytes(held_out) / sum(len(ids) - 1 for ids in encode(tokenizer, held_out))
-        small = shrink(tokenizer, options.network_vocab_size)
-        model = train_network(encode(small, network_texts), options.network_vocab_size, options.seed)
+        small = shrink(tokenizer, options.model_vocab_size)
+        model = train_model(encode(small, model_texts), options.model_vocab_size, options.seed)
         bits_per_byte = bits(model, encode(small, scored)) / count_bytes(scored)
         print(f"| {name} | {bytes_per_token:.3f} | {bits_per_byte:.4f} |", flush=True)
 

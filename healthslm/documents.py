@@ -1,4 +1,4 @@
-"""What a document of the corpus is: its columns, its text, its identity and the split it belongs to."""
+"""The documents of a corpus: their columns, ids, text and split."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ SECTION_TYPE = pa.struct(
 DOCUMENT_SCHEMA = pa.schema(
     {
         "id": pa.string(),
-        "part": pa.int32(),  # from 1, of a document that is longer than a part may be
+        "part": pa.int32(),  # number of the chunk in its document, from 1
         "title": pa.string(),
         "text": pa.string(),
         "source": pa.string(),
@@ -25,13 +25,13 @@ DOCUMENT_SCHEMA = pa.schema(
     }
 )
 
-# Up to U+FFFF, where all punctuation lies: a table for str.translate, which is twice as fast as a regular expression.
+# All punctuation is below U+10000. str.translate with a table is twice as fast as a regular expression.
 _NOT_ALPHANUMERIC = {code: None for code in range(0x10000) if not chr(code).isalnum()}
 _PMC_ID = re.compile(r"PMC\d+")
 
 
 def document_text(title: str, text: str) -> str:
-    """The text of a document as models see it: title, newline, text; only the text where there is no title."""
+    """The text that a model reads: title, newline, text; without a title, only the text."""
     return f"{title}\n{text}" if title else text
 
 
@@ -41,10 +41,10 @@ def pmid_id(pmid: int | str) -> str:
 
 
 def document_id(given: str, kind: str, source: str) -> str:
-    """Turn the id that a source gives into one that means the same document in every source.
+    """Turn the id that a source gives into an id that means the same document in every source.
 
-    A number is a PMID only in abstracts: elsewhere it may be anything, so it is qualified by its source, as other ids
-    are. "PMC123" becomes "pmc:PMC123", since an article's full text is not its abstract. Ids with a prefix stay.
+    A number is a PMID only if the document is an abstract; other numbers and ids are prefixed with their source.
+    "PMC123" becomes "pmc:PMC123", not the article's PMID: a full text is not its abstract. Ids with a prefix are kept.
     """
     if ":" in given:
         return given
@@ -54,25 +54,27 @@ def document_id(given: str, kind: str, source: str) -> str:
 
 
 def text_hash(text: str) -> str:
-    """128 bits in hexadecimal of the text's letters and digits alone, so that copies which differ in case, white space,
-    punctuation or Unicode form have the same hash."""
+    """128-bit hexadecimal hash of the text's letters and digits.
+
+    Copies that differ only in case, white space, punctuation or Unicode normalization have the same hash.
+    """
     letters = unicodedata.normalize("NFKC", text).casefold().translate(_NOT_ALPHANUMERIC)
     return hashlib.sha256(letters.encode()).hexdigest()[:32]
 
 
 def hash_key(text: str) -> int:
-    """64 bits of a text's SHA-256, signed as Parquet and SQL have them."""
+    """The first 64 bits of a text's SHA-256, as a signed integer for Parquet and SQL."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
-def split_place(identifier: str) -> float:
-    """Where a document lies between 0 and 1, by a hash of its id: validation comes first, then test, then training."""
+def split_position(identifier: str) -> float:
+    """Hash an id to a number from 0 to 1: the lowest are validation documents, then test, then training."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") / 2**64
 
 
 def split_of(identifier: str, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a document: a function of its id alone, so that it never changes sides when data is added."""
-    place = split_place(identifier)
-    if place < validation_fraction:
+    """The split of a document. It depends on the id alone, so documents keep their split when others are added."""
+    position = split_position(identifier)
+    if position < validation_fraction:
         return "validation"
-    return "test" if place < validation_fraction + test_fraction else "train"
+    return "test" if position < validation_fraction + test_fraction else "train"

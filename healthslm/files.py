@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,23 @@ def remove_partials(folder: Path) -> None:
     """Remove what `replacing` leaves in a folder when its process is killed."""
     for partial in folder.glob(".*.partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output_folder(folder: Path, content: str, is_earlier_output: Callable[[Path], bool]) -> None:
+    """Refuse to replace a file, or a folder with anything in it but the output of an earlier run.
+
+    Args:
+        folder: Folder that a stage is about to write or to replace.
+        content: What the stage writes, for the message: "a corpus".
+        is_earlier_output: Whether a folder that is not empty holds the output of an earlier run.
+
+    Raises:
+        UserError: `folder` would replace something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, but {content} is a folder; choose another path")
+    if folder.is_dir() and any(folder.iterdir()) and not is_earlier_output(folder):
+        raise UserError(f"{folder}: holds other files than {content}, which would be lost; choose another folder")
 
 
 def file_sha256(path: Path) -> str:

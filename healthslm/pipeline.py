@@ -1,10 +1,11 @@
-"""Running a stage as steps of tasks, one task an input file, on one machine or a cluster, by datatrove.
+"""Run a stage with datatrove, on one machine or a cluster: as steps, each with one task per input file.
 
-A step is a datatrove pipeline: a list of blocks through which the documents of a task pass. Its tasks share nothing and
-run in any order and number at once, so every executor gives the same bytes. A step of a single task (a query over the
-output of the step before, say) runs in the process that started the stage, or as a job of its own on Slurm.
+A step is a datatrove pipeline: a list of blocks that the documents of a task pass through. Tasks share nothing and may
+run in any order and in parallel, so every executor writes the same bytes. A `Call` step has a single task, such as a
+query over the previous step's output; it runs in the process that started the stage, or as its own job on Slurm.
 """
 
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -21,38 +22,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dill
-import loguru
 from datatrove.data import DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
+from loguru import logger as loguru_logger
+from loguru._logger import Core as LoguruCore
 from tqdm import tqdm
 
 from healthslm.errors import UserError
 from healthslm.files import publish, remove_partials
 from healthslm.options import CheckedOptions, NonNegativeInt
 
-# datatrove logs to the terminal from its import on; the log of a run lies in its folder of logs.
-loguru.logger.remove()
-
-SHOWN_FAILURES = 10
+MAX_SHOWN_FAILURES = 10
 
 
 @dataclass
 class ExecutorOptions(CheckedOptions):
-    """Where and how many tasks run at once."""
+    """Where tasks run, and how many at once."""
 
     executor: Literal["local", "slurm", "ray"] = "local"
-    """Where tasks run: in processes of this machine, as jobs of Slurm or on a Ray cluster, over one file system."""
+    """Where to run tasks: on this machine, or on a Slurm or Ray cluster with a shared file system."""
     workers: NonNegativeInt = 0
-    """Tasks at once; 0: one for each core of this machine, and no limit on a cluster."""
+    """Tasks to run in parallel; 0 means one per core on this machine, and no limit on a cluster."""
     executor_settings: dict[str, Any] = field(default_factory=dict)
-    """More settings of datatrove's executor: {partition: cpu, time: "12:00:00"} for Slurm."""
+    """Other settings of datatrove's executor; Slurm needs {"partition": "cpu", "time": "12:00:00"}."""
 
 
 class Call(PipelineStep):
-    """A block that calls a function: a step of a single task that is no stream of documents."""
+    """A block that calls a function, for a step with a single task and no stream of documents."""
 
     name = "call"
     type = "🔗 - QUERY"
@@ -68,25 +67,25 @@ class Call(PipelineStep):
 
 @dataclass(frozen=True)
 class Step:
-    """What a stage does next: `tasks` runs of the pipeline `blocks`, each with a rank of its own."""
+    """One step of a stage: a pipeline of `blocks`, run once per task with the task's number as rank."""
 
     name: str
     blocks: list[PipelineStep]
     tasks: int
     finished: frozenset[int] = frozenset()
-    """Ranks of the tasks whose output stands already, from an earlier run."""
+    """Ranks of tasks that an earlier run has finished."""
 
 
 def run_steps(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> bool:
-    """Run the steps one after the other; where a task fails, the other tasks of its step are still done.
+    """Run the steps in order. If a task fails, the other tasks of its step still run, and the next steps do not.
 
-    Log, statistics and completion marker of each task go to `logs/STEP`; the terminal shows one progress bar.
+    Each task writes its log, statistics and completion marker to `logs/STEP`. The terminal shows one progress bar.
 
     Returns:
-        False where the steps have only been handed to Slurm, which runs them after this function returns.
+        False if the steps were submitted to Slurm, which runs them after this function has returned.
 
     Raises:
-        UserError: tasks have failed for a reason that the user can mend; names each.
+        UserError: Tasks have failed, for reasons that the user can fix; the message names them.
     """
     steps = [step for step in steps if step.tasks]
     for step in steps:
@@ -95,22 +94,20 @@ def run_steps(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> bo
             (logs / step.name / folder).mkdir(parents=True)
         for rank in step.finished:
             (logs / step.name / "completions" / f"{rank:05d}").touch()
-    if options.executor == "slurm":
-        _submit(steps, options, logs)
-        return False
-    with _progress(steps, logs) as bar:
-        for step in steps:
-            bar.set_description(step.name)
-            _run_step(step, options, logs)
+    with _separate_loguru():
+        if options.executor == "slurm":
+            _submit(steps, options, logs)
+            return False
+        _run_with_progress(steps, options, logs)
     return True
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """A folder beside a stage's output where a run makes it, and goes on with it when it was killed."""
+class WorkFolder:
+    """A folder next to a stage's output in which a run writes it, and from which an interrupted run resumes."""
 
     target: Path
-    """The output's name, under which it appears when it is whole."""
+    """Where the output is moved once it is complete."""
 
     @property
     def folder(self) -> Path:
@@ -124,26 +121,47 @@ class Workplace:
     def output(self) -> Path:
         return self.folder / "output"
 
-    def open(self, key: str) -> None:
-        """Make the folder; what a run has left there that made something else, of another `key`, goes."""
-        key_file = self.folder / "key"
-        if not (key_file.exists() and key_file.read_text() == key and self.output.is_dir()):
-            key_file.unlink(missing_ok=True)  # first, so that nobody goes on with what is half removed
+    def open(self, fingerprint: str) -> None:
+        """Create the folder. An earlier run's files are kept only if that run had the same fingerprint."""
+        file = self.folder / "fingerprint"
+        if not (file.exists() and file.read_text() == fingerprint and self.output.is_dir()):
+            file.unlink(missing_ok=True)  # first, so that no run resumes from a half-removed folder
             shutil.rmtree(self.folder, ignore_errors=True)
             self.output.mkdir(parents=True)
-            key_file.write_text(key)
+            file.write_text(fingerprint)
         remove_partials(self.output)
 
     def finished(self, step: str) -> frozenset[int]:
-        """Ranks of the tasks of a step that an earlier run with the same key has finished."""
+        """Ranks of a step's tasks that an earlier run with the same fingerprint has finished."""
         return frozenset(int(path.name) for path in (self.logs / step / "completions").glob("*"))
 
-    def close(self) -> None:
-        """Put the output under its name; of the rest, the logs stay."""
+    def publish(self) -> None:
+        """Move the output to its target and remove everything else but the logs."""
         publish(self.output, self.target)
         for path in self.folder.iterdir():
             if path.is_file():
                 path.unlink()
+
+
+@contextmanager
+def _separate_loguru() -> Iterator[None]:
+    """Let datatrove, which replaces all handlers of loguru's global logger, do so without touching the caller's.
+
+    While the block runs, the logger writes to handlers of its own: the log files of datatrove's tasks.
+    """
+    core = loguru_logger._core
+    loguru_logger._core = LoguruCore()
+    try:
+        yield
+    finally:
+        loguru_logger._core = core
+
+
+def _run_with_progress(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None:
+    with _progress(steps, logs) as bar:
+        for step in steps:
+            bar.set_description(step.name)
+            _run_step(step, options, logs)
 
 
 def _run_step(step: Step, options: ExecutorOptions, logs: Path) -> None:
@@ -164,16 +182,16 @@ def _raise_failures(logs: Path, tasks: int) -> None:
     if len(failures) == 1:
         raise UserError(failures[0])
     if failures:
-        shown = "; ".join(failures[:SHOWN_FAILURES])
-        more = f"; and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
+        shown = "; ".join(failures[:MAX_SHOWN_FAILURES])
+        more = f"; and {len(failures) - MAX_SHOWN_FAILURES} more" if len(failures) > MAX_SHOWN_FAILURES else ""
         raise UserError(f"{len(failures)} of {tasks} inputs failed: {shown}{more}")
     completed = len(list((logs / "completions").iterdir()))
-    if completed < tasks:  # a worker of a cluster has died; datatrove only writes so into the log
-        raise UserError(f"{logs}: {tasks - completed} of {tasks} tasks did not end; run the command again to do them")
+    if completed < tasks:  # a worker of a cluster has died, which datatrove only logs
+        raise UserError(f"{logs}: {tasks - completed} of {tasks} tasks did not finish; run the command again")
 
 
-class _NotesFailures(PipelineExecutor):
-    """Keeps datatrove's log off the terminal, and notes why a task failed, so that the tasks beside it go on."""
+class _RecordsFailures(PipelineExecutor):
+    """Keeps datatrove's log off the terminal, and records why a task failed so that the other tasks can go on."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         try:
@@ -183,12 +201,12 @@ class _NotesFailures(PipelineExecutor):
             with self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
                 file.write(str(error))
             with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
-                file.write("[]")  # Ray's executor adds up those of all tasks
+                file.write("[]")  # Ray's executor sums up the statistics of all tasks
             return PipelineStats()
 
 
-class _Local(_NotesFailures, LocalPipelineExecutor):
-    """Runs tasks in a pool that notices when one of its processes is killed; datatrove's own waits for it for ever."""
+class _Local(_RecordsFailures, LocalPipelineExecutor):
+    """Runs tasks in a pool that notices when a process is killed. datatrove's own pool would wait forever."""
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -198,14 +216,14 @@ class _Local(_NotesFailures, LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(self.workers, context, initializer=_become_worker) as pool:
-            executor = dill.dumps(self)  # the standard pickle does not know datatrove's writers
+            executor = dill.dumps(self)  # pickle cannot serialize datatrove's writers
             tasks = [pool.submit(_run_task, executor, rank) for rank in ranks]
             try:
                 for task in as_completed(tasks):
                     task.result()
             except BrokenProcessPool as error:
-                reason = "a process was killed, perhaps for want of memory"
-                raise UserError(f"{reason}: run the command again, with fewer --workers") from error
+                reason = "a process was killed, probably because memory ran out"
+                raise UserError(f"{reason}; run the command again with fewer --workers") from error
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -215,39 +233,41 @@ def _run_task(executor: bytes, rank: int) -> None:
 
 
 def _become_worker() -> None:
-    """Keep a process of the pool off the terminal, and have it end when the one that started it is killed.
+    """Keep a process of the pool off the terminal, and end it when its parent is killed.
 
-    What it went on writing, and its mark that the task is done, would get in the way of the next run.
+    Otherwise it would keep writing files and completion markers while the next run is at work.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-class _Ray(_NotesFailures, RayPipelineExecutor):
+class _Ray(_RecordsFailures, RayPipelineExecutor):
     pass
 
 
-class _Slurm(_NotesFailures, SlurmPipelineExecutor):
+class _Slurm(_RecordsFailures, SlurmPipelineExecutor):
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         stats = super()._run_for_rank(rank, local_rank, node_rank)
         if self.logging_dir.exists(f"failures/{rank:05d}"):
-            sys.exit(1)  # jobs that depend on this one are not to start
+            sys.exit(1)  # so that the jobs that depend on this one do not start
         return stats
 
 
 def _make_executor(kind: str, step: Step, options: ExecutorOptions, logs: Path, **more: Any) -> PipelineExecutor:
-    """datatrove's executor for a step, with the user's settings."""
+    """Build datatrove's executor for a step, with the user's settings."""
+    if kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError("executor ray needs the package ray: pip install -e '.[ray]'")
     classes = {"local": _Local, "ray": _Ray, "slurm": _Slurm}
     settings = {"workers": options.workers or -1, "skip_completed": True} | more | options.executor_settings
     try:
         return classes[kind](step.blocks, tasks=step.tasks, logging_dir=str(logs / step.name), **settings)
-    except TypeError as error:  # names the setting that is missing, or that there is none of
-        raise UserError(f"executor_settings do not fit the executor {kind}: {error}") from error
+    except TypeError as error:  # its message names the missing or unknown setting
+        raise UserError(f"executor_settings: wrong for the executor {kind}: {error}") from error
 
 
 def _submit(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None:
-    """Hand the steps to Slurm as a chain of jobs, each of which begins when the one before has ended well."""
+    """Submit the steps to Slurm as a chain of jobs; each starts when the previous one has succeeded."""
     executor = None
     environment = f'export PATH="{Path(sys.executable).parent}:$PATH"'
     for step in steps:
@@ -258,9 +278,9 @@ def _submit(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None
 
 @contextmanager
 def _progress(steps: Sequence[Step], logs: Path) -> Iterator[tqdm]:
-    """Show how many tasks of all steps have ended by the marks that they leave, which works for every executor."""
+    """Show a progress bar over the tasks of all steps, which counts their marker files: any executor writes these."""
     stopped = threading.Event()
-    marks = [logs / step.name / folder for step in steps for folder in ("completions", "failures")]
+    markers = [logs / step.name / folder for step in steps for folder in ("completions", "failures")]
 
     def watch(bar: tqdm) -> None:
         while not stopped.wait(0.5):
@@ -268,7 +288,7 @@ def _progress(steps: Sequence[Step], logs: Path) -> Iterator[tqdm]:
         show(bar)
 
     def show(bar: tqdm) -> None:
-        bar.update(sum(len(os.listdir(folder)) for folder in marks) - bar.n)
+        bar.update(sum(len(os.listdir(folder)) for folder in markers) - bar.n)
 
     initial = sum(len(step.finished) for step in steps)
     with tqdm(total=sum(step.tasks for step in steps), initial=initial, unit="task", file=sys.stderr) as bar:

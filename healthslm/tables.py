@@ -1,11 +1,10 @@
-"""Parquet files that a stage keeps for its next run, each with a stamp of what it was made of."""
+"""Parquet files that a stage keeps for its next run, each with a fingerprint of the inputs it was made from."""
 
 import hashlib
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -16,24 +15,27 @@ from datatrove.pipeline.base import PipelineStep
 from healthslm.files import replacing
 
 BATCH_ROWS = 1024
-_STAMP = b"healthslm_made_of"
+_FINGERPRINT = b"healthslm_fingerprint"
 
 
-class StampedWriter(PipelineStep):
-    """Writes of the documents of task i what the schema names to a Parquet file of its own, paths[i], whole or not."""
+class FingerprintedWriter(PipelineStep):
+    """Writes the metadata of task i's documents to the Parquet file `paths[i]`, which appears once it is complete.
 
-    name = "Parquet, whole or not at all"
+    The columns of the schema are taken, and `fingerprints[i]` is stored in the file's metadata.
+    """
+
+    name = "Parquet with a fingerprint"
     type = "💽 - WRITER"
 
-    def __init__(self, paths: Sequence[Path], stamps: Sequence[str], schema: pa.Schema):
+    def __init__(self, paths: Sequence[Path], fingerprints: Sequence[str], schema: pa.Schema):
         super().__init__()
         self.paths = paths
-        self.stamps = stamps
+        self.fingerprints = fingerprints
         self.schema = schema
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
         data = iter(data)
-        schema = self.schema.with_metadata({_STAMP: self.stamps[rank]})
+        schema = self.schema.with_metadata({_FINGERPRINT: self.fingerprints[rank]})
         with (
             replacing(self.paths[rank]) as new,
             pq.ParquetWriter(new, schema, compression="zstd") as writer,
@@ -42,16 +44,15 @@ class StampedWriter(PipelineStep):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def make_stamp(modules: Sequence[ModuleType], *ingredients: Any) -> str:
-    """A checksum of all that decides what a file holds: its ingredients, and the code that turns them into rows."""
-    code = [Path(module.__file__).read_text(encoding="utf-8") for module in modules]
-    return hashlib.sha256(json.dumps([code, ingredients], sort_keys=True).encode()).hexdigest()
+def make_fingerprint(*inputs: Any) -> str:
+    """SHA-256 of what decides a file's content: checksums of its inputs, options and versions, all as JSON values."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def has_stamp(path: Path, stamp: str) -> bool:
-    """Whether there is a whole Parquet file that was made of the same."""
+def has_fingerprint(path: Path, fingerprint: str) -> bool:
+    """Whether `path` is a complete Parquet file with this fingerprint."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return False
-    return metadata.get(_STAMP) == stamp.encode()
+    return metadata.get(_FINGERPRINT) == fingerprint.encode()

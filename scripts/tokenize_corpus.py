@@ -1,4 +1,4 @@
-"""Tokenise a corpus: python scripts/tokenize_corpus.py --corpus corpus --tokenizer tokenizer --output tokens"""
+"""Tokenize a corpus: python scripts/tokenize_corpus.py --corpus corpus --tokenizer tokenizer --output tokens"""
 
 from command_line import run
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus

@@ -1,13 +1,13 @@
-"""Damage files of PubMed's XML at random, and check that no record is lost in silence.
+"""Damage PubMed XML files at random, and check that no record is lost silently.
 
     python tests/fuzz_pubmed.py --files 20000
 
-Each file is a small one with up to three mutations. It passes if `read_records` refuses it by its name and the right
-place, or gives the very records that the standard library's parser, which shares no code with ours, finds in it.
-Files are read in processes of their own with limits of time and memory, so that a crash or a hang is a finding too.
-Findings are saved and make the exit status 1. The same seed gives the same files.
+Each file is small and has up to three mutations. It passes if `read_records` rejects it with its name and the right
+record, or returns the same records as the standard library's parser, which shares no code with ours. Files are read in
+separate processes with limits on time and memory, so a crash or a hang is a finding too. Findings are saved, and the
+exit status is then 1. The same seed gives the same files.
 
-They are made of the citations of `sample/pubmed` and, where HEALTHSLM_TEST_DATA is set, of its small PubMed files.
+The files are made from the citations of `sample/pubmed` and of the small PubMed files in HEALTHSLM_TEST_DATA, if set.
 """
 
 import argparse
@@ -41,15 +41,15 @@ MAX_MEMORY_BYTES = 2**30
 SLICE_BYTES = 12_000
 
 KEPT = "every record kept"
-DAMAGED = "refused, and the standard library refuses it too"
-STRICT = "refused, though well-formed"
+DAMAGED = "rejected, and the standard library rejects it too"
+STRICT = "rejected, though well-formed"
 FINDING = "FINDING"
 
 # The files that are mutated
 
 
 def read_seeds() -> list[bytes]:
-    """Whole files of one citation or a few."""
+    """Complete files of one or a few citations."""
     paths = sorted((REPOSITORY / "sample" / "pubmed").glob("*.xml"))
     if folder := os.environ.get("HEALTHSLM_TEST_DATA"):
         paths += sorted(path for path in Path(folder).glob("pubmed/*/*") if re.search(r"\.xml(\.gz)?$", path.name))
@@ -61,13 +61,13 @@ def slices(path: Path) -> Iterator[bytes]:
     xml = gzip.decompress(xml) if path.suffix == ".gz" else xml
     head, name, rest, end = re.fullmatch(rb"(.*?<(\w+Set)>)(.*)(</\2>\s*)", xml, re.DOTALL).groups()
     citation_end = b"</MedlineCitation>" if name == b"MedlineCitationSet" else b"</PubmedArticle>"
-    part = b""
+    batch = b""
     for piece in re.split(b"(?<=%b)" % citation_end, rest):
-        if part and len(part) + len(piece) > SLICE_BYTES:
-            yield head + part + end
-            part = b""
-        part += piece
-    yield head + part + end
+        if batch and len(batch) + len(piece) > SLICE_BYTES:
+            yield head + batch + end
+            batch = b""
+        batch += piece
+    yield head + batch + end
 
 
 # Mutations of XML
@@ -87,22 +87,22 @@ SNIPPETS = [
 
 
 def span(rng: random.Random, xml: bytes) -> slice:
-    """A piece of any length from one byte to a few thousand."""
+    """A piece of one to a few thousand bytes."""
     start = rng.randrange(len(xml) + 1)
     return slice(start, start + int(2 ** rng.uniform(0, 12)))
 
 
 def element(rng: random.Random, xml: bytes) -> slice:
-    """An element, or what looks like one."""
+    """An element, or text that looks like one."""
     start = rng.choice(list(re.finditer(rb"<(\w[\w:]*)", xml)) or [re.match(b"", xml)])
     end = re.compile(b"</%b>" % start[1]).search(xml, start.end()) if start.lastindex else None
     return slice(start.start(), end.end() if end else start.end())
 
 
-def place(rng: random.Random, xml: bytes) -> int:
-    """Any place, or one beside a tag."""
-    beside_tags = [match.start() for match in re.finditer(rb"(?=<)|(?<=>)", xml)]
-    return rng.choice(beside_tags) if beside_tags and rng.random() < 0.7 else rng.randrange(len(xml) + 1)
+def position(rng: random.Random, xml: bytes) -> int:
+    """Any position, or one next to a tag."""
+    next_to_tags = [match.start() for match in re.finditer(rb"(?=<)|(?<=>)", xml)]
+    return rng.choice(next_to_tags) if next_to_tags and rng.random() < 0.7 else rng.randrange(len(xml) + 1)
 
 
 def put(xml: bytes, at: int, new: bytes, length: int = 0) -> bytes:
@@ -136,7 +136,7 @@ def duplicate(rng: random.Random, xml: bytes) -> bytes:
 
 
 def copy(rng: random.Random, xml: bytes) -> bytes:
-    return put(xml, place(rng, xml), xml[rng.choice([span, element, element])(rng, xml)])
+    return put(xml, position(rng, xml), xml[rng.choice([span, element, element])(rng, xml)])
 
 
 def swap(rng: random.Random, xml: bytes) -> bytes:
@@ -148,7 +148,7 @@ def swap(rng: random.Random, xml: bytes) -> bytes:
 
 
 def rename(rng: random.Random, xml: bytes) -> bytes:
-    """Give one tag, or all of its name, another name: mostly one that the file has elsewhere."""
+    """Rename one tag, or all tags of a name: mostly to a name that occurs elsewhere in the file."""
     names = re.findall(rb"</?(\w[\w:]*)", xml)
     if not names:
         return xml
@@ -176,7 +176,7 @@ def damage_attribute(rng: random.Random, xml: bytes) -> bytes:
 
 
 def insert(rng: random.Random, xml: bytes) -> bytes:
-    return put(xml, place(rng, xml), rng.choice(SNIPPETS))
+    return put(xml, position(rng, xml), rng.choice(SNIPPETS))
 
 
 def hide(rng: random.Random, xml: bytes) -> bytes:
@@ -187,7 +187,7 @@ def hide(rng: random.Random, xml: bytes) -> bytes:
 
 
 def space_tags(rng: random.Random, xml: bytes) -> bytes:
-    """White space at the end of some tags, where XML allows it."""
+    """Add white space at the end of some tags, where XML allows it."""
     chance = rng.choice([0.02, 0.3, 1])
     return re.sub(rb"(</\w+)>", lambda tag: tag[1] + (b"\n>" if rng.random() < chance else b">"), xml)
 
@@ -207,7 +207,7 @@ XML_MUTATIONS: list[Callable[[random.Random, bytes], bytes]] = [
 
 
 def compress(rng: random.Random, xml: bytes) -> bytes:
-    """Compress the file, mostly in one member, and mostly without damage."""
+    """Compress the file, usually in one member and without damage."""
     at = rng.randrange(len(xml) + 1)
     members = rng.choice([[xml], [xml[:at], xml[at:]], [b"", xml], [xml, b""]])
     packed = b"".join(gzip.compress(member, mtime=0) for member in members)
@@ -229,25 +229,25 @@ def make_file(seed: int, index: int, seeds: list[bytes]) -> tuple[str, bytes]:
 # What should be read
 
 
-class Refused(Exception):
-    """No PubMed file, or one with something in it that is neither a citation nor a deletion."""
+class Rejected(Exception):
+    """Not a PubMed file, or one with an element that is neither a citation nor a deletion."""
 
 
 def expected_records(name: str, content: bytes) -> list[tuple]:
-    """What the standard library finds; raises Refused, or its own errors."""
+    """What the standard library finds; raises Rejected or its own errors."""
     root = whole_document(gzip.decompress(content) if name.endswith(".gz") else content)
-    return [record for child in root for record in expected_of_child(child)] or refuse("no citations")
+    return [record for child in root for record in expected_of_child(child)] or reject("no citations")
 
 
 def whole_document(xml: bytes) -> Element:
-    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()  # which knows no namespaces, and so no prefixes
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()  # without namespaces
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(xml, True)
         return builder.close()
     except expat.ExpatError:
-        # Expat has the names of XML 1.0's fourth edition, lxml the many more of the fifth.
+        # Expat allows the names of XML 1.0's fourth edition, lxml the many more of the fifth.
         return etree.fromstring(xml, etree.XMLParser(resolve_entities=False, remove_comments=True, remove_pis=True))
 
 
@@ -256,7 +256,7 @@ def expected_of_child(child: Element) -> list[tuple]:
         return [(*pmid_and_version(pmid), True, "", []) for pmid in child]
     citations = child if child.tag in ("PubmedArticle", "PubmedBookArticle") else [child]
     records = [expected(element) for element in citations if element.tag in ("MedlineCitation", "BookDocument")]
-    return records or refuse("no citation")
+    return records or reject("no citation")
 
 
 def expected(citation: Element) -> tuple:
@@ -276,15 +276,15 @@ def pmid_and_version(pmid: Element | None) -> tuple[int, int]:
     digits, version = ("", "") if pmid is None else ((pmid.text or "").strip(), pmid.get("Version", "1"))
     if re.fullmatch("[0-9]{1,18}", digits) and re.fullmatch("[0-9]{1,9}", version):
         return int(digits), int(version)
-    return refuse("no PMID")
+    return reject("no PMID")
 
 
-def refuse(reason: str):
-    raise Refused(reason)
+def reject(reason: str):
+    raise Rejected(reason)
 
 
 def letters(text: Element | str) -> str | None:
-    """Letters and digits alone, as signs are added to formulas; None for MathML, in which other text is no text."""
+    """Only letters and digits, since signs are added to formulas; None for MathML, which has other text too."""
     if not isinstance(text, str):
         if any("math" in str(element.tag) for element in text.iter()):
             return None
@@ -309,33 +309,33 @@ def is_as_expected(record: dict, expected: tuple) -> bool:
 
 
 def examine(path: Path, content: bytes) -> tuple[str, str]:
-    """What became of a file, and the words of the refusal or the finding."""
+    """Read a file; return the outcome, and the message of the error or the finding."""
     path.write_bytes(content)
-    records, refusal = [], None
+    records, message = [], None
     try:
         records.extend(read_records(path))
     except UserError as error:
-        refusal = str(error)
+        message = str(error)
     except Exception as error:
         return FINDING, f"{type(error).__name__}: {error}"
     try:
         expected, reason = expected_records(path.name, content), None
-    except (SyntaxError, ValueError, LookupError, Refused, EOFError, OSError, zlib.error) as error:
+    except (SyntaxError, ValueError, LookupError, Rejected, EOFError, OSError, zlib.error) as error:
         expected, reason = [], str(error) or type(error).__name__
-    if refusal is not None:
-        place = re.fullmatch(rf"{re.escape(str(path))}: .*?\b(after )?record ([\d,]+)\b.*", refusal)
-        if not place or int(place[2].replace(",", "")) != len(records) + (not place[1]):
-            return FINDING, f"refused without the file's name or at the wrong place: {refusal}"
-        return (DAMAGED if reason else STRICT), refusal.removeprefix(f"{path}: ")
+    if message is not None:
+        found = re.fullmatch(rf"{re.escape(str(path))}: .*?\b(after )?record ([\d,]+)\b.*", message)
+        if not found or int(found[2].replace(",", "")) != len(records) + (not found[1]):
+            return FINDING, f"rejected without the file's name or with the wrong record: {message}"
+        return (DAMAGED if reason else STRICT), message.removeprefix(f"{path}: ")
     if reason:
-        return FINDING, f"the standard library refuses it: {reason}"
+        return FINDING, f"the standard library rejects it: {reason}"
     if len(records) != len(expected) or not all(map(is_as_expected, records, expected)):
         return FINDING, f"{len(records)} records, where the standard library finds {len(expected)}, or other text"
     return KEPT, ""
 
 
 def work(seed: int, indices: range, results: Connection) -> None:
-    """Examine files until one ends the process: `alarm` does where one takes too long."""
+    """Examine files until one ends the process; `alarm` ends it if a file takes too long."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     seeds = read_seeds()
     with tempfile.TemporaryDirectory() as folder:
@@ -352,7 +352,7 @@ def work(seed: int, indices: range, results: Connection) -> None:
 
 
 def examine_all(seed: int, indices: range, workers: int) -> Iterator[tuple[int, str, str]]:
-    """Yield index, outcome and words of each file, in any order; a file that ends its process is a finding."""
+    """Yield index, outcome and message of each file in any order; a file that ends its process is a finding."""
     running = dict(start(seed, indices[worker::workers]) for worker in range(workers))
     while running:
         for results in wait(list(running)):
@@ -382,13 +382,13 @@ def start(seed: int, indices: range) -> tuple[Connection, tuple[multiprocessing.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--first", type=int, default=0, help="the index of the first file: to repeat a finding")
+    parser.add_argument("--first", type=int, default=0, help="index of the first file, to repeat a finding")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "fuzz", help="the folder of findings")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "fuzz", help="folder for findings")
     options = parser.parse_args()
 
-    seeds, outcomes, refusals = read_seeds(), Counter(), Counter()
+    seeds, outcomes, rejections = read_seeds(), Counter(), Counter()
     indices = range(options.first, options.first + options.files)
     results = examine_all(options.seed, indices, options.workers)
     for index, outcome, words in tqdm(results, total=options.files, unit="file", mininterval=1):
@@ -399,8 +399,8 @@ def main() -> None:
             (options.output / name).write_bytes(content)
             tqdm.write(f"{options.output / name}: {words}")
         elif outcome == STRICT:
-            refusals[re.sub(r"\d[\d,]*| on \w+", "…", re.split(" line |'", words)[0])] += 1
-    for words, count in refusals.most_common():
+            rejections[re.sub(r"\d[\d,]*| on \w+", "…", re.split(" line |'", words)[0])] += 1
+    for words, count in rejections.most_common():
         print(f"{count:,} {STRICT}: {words}")
     print(
         f"{sum(outcomes.values()):,} files: " + ", ".join(f"{n:,} {outcome}" for outcome, n in outcomes.most_common())

@@ -1,9 +1,10 @@
-"""A loopback server in the layout of NCBI's PubMed folders, with the faults that networks have."""
+"""A local server with the layout of NCBI's PubMed folders, and with the faults of real networks."""
 
 import gzip
 import hashlib
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-Fault = Literal["cut", "wrong bytes", "silent"] | int  # an int is the status that the server answers with
+Fault = Literal["cut", "wrong bytes", "silent"] | int  # an int is the status of the response
 
 
 def write_pubmed_file(path: Path, content: bytes) -> bytes:
-    """Write a gzip file, with its sidecar in NCBI's format beside it, and return its bytes."""
+    """Write a gzip file and its checksum file in NCBI's format; return the bytes of the gzip file."""
     compressed = gzip.compress(content, mtime=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(compressed)
@@ -25,7 +26,7 @@ def write_pubmed_file(path: Path, content: bytes) -> bytes:
 
 
 class NcbiServer(ThreadingHTTPServer):
-    """Serves a folder that has baseline/ and updatefiles/ in it, and remembers what it was asked."""
+    """Serves a folder with baseline/ and updatefiles/ in it, and records the requests."""
 
     daemon_threads = True
 
@@ -34,19 +35,23 @@ class NcbiServer(ThreadingHTTPServer):
         self.folder = folder
         self.base_url = f"http://127.0.0.1:{self.server_port}/pubmed/"
         self.requests: list[str] = []
-        """The paths asked for, such as `baseline/` or `baseline/pubmed26n0001.xml.gz.md5`."""
+        """The requested paths, such as `baseline/` or `baseline/pubmed26n0001.xml.gz.md5`."""
+        self.times: list[float] = []
+        """When the requests came, in seconds of `time.monotonic`."""
         self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
-        """By path, what goes wrong with the next requests for it, one by one."""
+        """By path, the faults of the next requests, in order."""
         self.odd_links: list[str] = []
-        """What the listing of baseline/ links to besides its files."""
+        """More links in the listing of baseline/."""
+        self.retry_after: str | None = None
+        """The header Retry-After of responses that are faults."""
         self.gate = threading.Event()
-        """While it is clear, a PubMed file stops in its middle."""
+        """While it is clear, responses with PubMed files stop in the middle."""
         self.gate.set()
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.open_connections = 0
         self.at_once = self.most_at_once = 0
-        """Requests being answered, now and at most."""
+        """Requests in progress, now and at most."""
 
     def count(self, connections: int = 0, requests: int = 0) -> None:
         with self.lock:
@@ -61,7 +66,7 @@ class NcbiServer(ThreadingHTTPServer):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[NcbiServer]:
-    """Serve a folder on a port of its own until the block ends."""
+    """Serve a folder on a free port until the block ends."""
     with NcbiServer(folder) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -76,7 +81,7 @@ def serving(folder: Path) -> Iterator[NcbiServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     server: NcbiServer
-    protocol_version = "HTTP/1.1"  # connections stay open, as NCBI's do
+    protocol_version = "HTTP/1.1"  # keeps connections open, like NCBI
 
     def setup(self) -> None:
         super().setup()
@@ -92,17 +97,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.removeprefix("/pubmed/")
         self.server.requests.append(path)
+        self.server.times.append(time.monotonic())
         self.server.count(requests=1)
         try:
             rest = self._answer(path)
-        except OSError:  # the client has gone
+        except OSError:  # the client has closed the connection
             rest, self.close_connection = b"", True
-        # Counted as over before its last bytes leave: the client may ask for the next file as soon as it has them.
+        # Counted as finished before the last bytes are sent: then the client may request the next file at once.
         self.server.count(requests=-1)
         self.wfile.write(rest)
 
     def _answer(self, path: str) -> bytes:
-        """Send an answer but for its last bytes, which are returned."""
+        """Send a response except for its last bytes, which are returned."""
         faults = self.server.faults[path]
         fault = faults.pop(0) if faults else None
         if fault == "silent":
@@ -111,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             return b""
         body = self._body(path)
         if isinstance(fault, int):
-            return self._head(fault, b"not now")
+            return self._head(fault, b"not now", self.server.retry_after)
         if body is None:
             return self._head(404, b"not found")
         if fault == "wrong bytes":
@@ -126,14 +132,16 @@ class _Handler(BaseHTTPRequestHandler):
             return b""
         return rest[len(rest) // 2 :]
 
-    def _head(self, status: int, body: bytes) -> bytes:
+    def _head(self, status: int, body: bytes, retry_after: str | None = None) -> bytes:
         self.send_response(status)
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         return body
 
     def _body(self, path: str) -> bytes | None:
-        """A listing, or the file with the last name of the path, so that who follows an odd link gets a valid file."""
+        """A listing, or the file with the last name of the path, so that even an odd link leads to a valid file."""
         if path in ("baseline/", "updatefiles/"):
             return self._listing(path).encode()
         name = re.split(r"[/\\]", unquote(path))[-1]
@@ -141,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         return found[0].read_bytes() if found else None
 
     def _listing(self, folder: str) -> str:
-        """A listing as Apache writes it."""
+        """A listing in Apache's format."""
         names = sorted(file.name for file in (self.server.folder / folder).glob("*"))
         links = ["README.txt", *names, "pubmed26n0001_stats.html", *(self.server.odd_links if "base" in folder else [])]
         lines = [f'<a href="{link}">{link}</a>  2026-01-05 12:00   19M  ' for link in links]

@@ -1,7 +1,7 @@
-"""The three commands of Slurm that job scripts need, for tests: jobs run at once, one after the other, on this machine.
+"""Stand-ins for the three Slurm commands that job scripts use: jobs run immediately, one after the other, locally.
 
-`sbatch` keeps each script it is given, runs it once for each index of its array, and does not run a job that depends on
-one which failed: what Slurm does, and all that the scripts rely on.
+Like Slurm's, `sbatch` runs a script once per index of its array, and skips a job that depends on a failed one. It keeps
+each script, so that tests can read it.
 """
 
 import os
@@ -45,7 +45,7 @@ SCONTROL = "import sys; print(sys.argv[-1])"
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the commands to folder/bin; return the environment variables by which a process finds them."""
+    """Write the commands to folder/bin; return the environment variables for processes that use them."""
     (folder / "jobs").mkdir(parents=True)
     (folder / "bin").mkdir()
     for name, program in {"sbatch": SBATCH, "srun": SRUN, "scontrol": SCONTROL}.items():
@@ -56,5 +56,5 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def checks_of_bash(script: Path) -> str:
-    """What bash says of the script's syntax."""
+    """The syntax errors that bash finds in a script; empty if there are none."""
     return subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr

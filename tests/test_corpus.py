@@ -1,4 +1,4 @@
-"""The corpus holds each document once, in its newest state and in one split, and accounts for all that was read."""
+"""The corpus has each document once, in its current version and in one split, and its report accounts for all input."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ from healthslm.corpus.pubmed import read_records
 from healthslm.corpus.pubmed_files import find_pubmed_files
 from healthslm.corpus.records import RECORD_SCHEMA, record_document
 from healthslm.corpus.screening import HELD_OUT_SCHEMA, SIGNATURE_SCHEMA
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.signatures import ngram_hashes
 from healthslm.documents import DOCUMENT_SCHEMA, SPLITS, document_id, document_text, split_of, text_hash
 from healthslm.errors import UserError
@@ -33,7 +33,7 @@ from healthslm.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "sample" / "pubmed"
 
-# Why each citation of the sample that is missing from the corpus is missing (numbers from 99,000,000).
+# The citations of the sample that are not in the corpus (PMID minus 99,000,000), and why.
 NOT_KEPT = {
     9: "no_title",
     10: "no_title",
@@ -53,7 +53,7 @@ KEPT = set(range(1, 63)) - set(NOT_KEPT) - {25}  # 25 is the second version of 2
 
 
 def words(seed: object) -> str:
-    """Thirty words, in every text others, so that none is the near-duplicate of another."""
+    """Thirty words that differ for every seed, so that no text is a near-duplicate of another."""
     return " ".join(f"word{seed}{number}" for number in range(30))
 
 
@@ -75,7 +75,7 @@ def read(corpus: Path) -> dict[str, dict[str, Any]]:
         for row in pq.read_table(path).to_pylist()
     ]
     documents = {row["id"]: row for row in rows if row["part"] == 1}
-    assert len({(row["id"], row["part"]) for row in rows}) == len(rows), "a part of a document stands in it twice"
+    assert len({(row["id"], row["part"]) for row in rows}) == len(rows), "a chunk is in the corpus twice"
     return documents
 
 
@@ -98,25 +98,25 @@ def sample(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_corpus_has_the_columns_that_all_stages_rely_on(sample):
+def test_the_files_have_the_expected_columns(sample):
     for path in sample.glob("corpus/*/*.parquet"):
         assert pq.read_schema(path).equals(DOCUMENT_SCHEMA)
     for path in sample.glob("records/*.parquet"):
-        assert pq.read_schema(path).equals(RECORD_SCHEMA)  # but for the stamp in their metadata
+        assert pq.read_schema(path).equals(RECORD_SCHEMA)  # the metadata, with the fingerprint, is not compared
 
 
-def test_the_corpus_of_the_sample_holds_what_it_should(sample):
+def test_the_corpus_of_the_sample_has_the_expected_citations(sample):
     assert set(read(sample / "corpus")) == {f"pmid:{99_000_000 + number}" for number in KEPT}
 
 
-def test_the_report_gives_the_reason_of_everything_that_was_dropped(sample):
+def test_the_report_counts_dropped_documents_by_reason(sample):
     report = json.loads((sample / "corpus" / "report.json").read_text())
     reasons = [*NOT_KEPT.values(), *["deletion"] * 3, *["superseded"] * 3]
     assert report["dropped"] == {reason: reasons.count(reason) for reason in set(reasons)}
     assert (report["read"], report["kept"]) == (67, len(KEPT))
 
 
-def test_the_report_says_how_to_compute_the_signatures_again(sample):
+def test_the_report_has_all_that_is_needed_to_compute_the_signatures(sample):
     selection = json.loads((sample / "corpus" / "report.json").read_text())["selection"]
     bands, rows = selection["bands"], selection["rows"]
     (path,) = (sample / "signatures").glob("*0001.parquet")
@@ -130,10 +130,10 @@ def test_the_report_says_how_to_compute_the_signatures_again(sample):
     assert [number % 2**64 for number in pq.read_table(path)["bands"][0].as_py()] == expected
 
 
-def assert_that_the_report_adds_up(corpus: Path) -> dict[str, Any]:
+def assert_report_adds_up(corpus: Path) -> dict[str, Any]:
     report = json.loads((corpus / "report.json").read_text())
-    for part in (report, *report["files"]):
-        assert part["read"] == part["kept"] + sum(part["dropped"].values())
+    for counts in (report, *report["files"]):
+        assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
     for key in ("read", "kept"):
         assert report[key] == sum(file[key] for file in report["files"])
     for split in SPLITS:
@@ -147,26 +147,26 @@ def assert_that_the_report_adds_up(corpus: Path) -> dict[str, Any]:
 
 
 def test_the_report_adds_up_and_names_its_inputs(sample):
-    report = assert_that_the_report_adds_up(sample / "corpus")
+    report = assert_report_adds_up(sample / "corpus")
     for file in report["files"]:
         content = (SAMPLE / f"{file['name']}.xml").read_bytes()
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_records_hold_every_record_of_the_xml(sample):
+def test_record_files_have_every_record_of_the_xml(sample):
     for path in sorted(SAMPLE.glob("*.xml")):
         records = pq.read_table(sample / "records" / f"{path.stem}.parquet").to_pylist()
         assert records == list(read_records(path))
 
 
-def test_the_newest_record_stays(sample):
+def test_the_newest_record_is_kept(sample):
     documents = read(sample / "corpus")
     assert "four faulty sensors were removed" in documents["pmid:99000030"]["text"]  # revised by an update
     assert documents["pmid:99000024"]["title"].endswith("second version.")
     assert "came back" in documents["pmid:99000046"]["text"]  # deleted by one update, back with the next
 
 
-def test_sections_say_where_they_stand_in_the_text(sample):
+def test_sections_have_their_positions_in_the_text(sample):
     records = {
         f"pmid:{record['pmid']}": record
         for path in sorted(SAMPLE.glob("*.xml"))
@@ -174,7 +174,8 @@ def test_sections_say_where_they_stand_in_the_text(sample):
         if not record["deleted"]
     }
     for identifier, document in read(sample / "corpus").items():
-        expected = [(part["label"], part["category"], part["text"]) for part in records[identifier]["sections"]]
+        sections = records[identifier]["sections"]
+        expected = [(section["label"], section["category"], section["text"]) for section in sections]
         text = document["text"]
         assert [
             (section["label"], section["category"], text[section["start"] : section["end"]])
@@ -182,7 +183,7 @@ def test_sections_say_where_they_stand_in_the_text(sample):
         ] == expected
 
 
-def test_labels_are_shown_where_pubmed_shows_them(sample):
+def test_the_labels_that_pubmed_shows_are_in_the_text(sample):
     documents = read(sample / "corpus")
     assert re.findall(r"\b[A-Z]{7,}: ", documents["pmid:99000001"]["text"]) == [
         "BACKGROUND: ",
@@ -194,13 +195,13 @@ def test_labels_are_shown_where_pubmed_shows_them(sample):
     assert documents["pmid:99000021"]["text"].startswith("Noise disturbs")  # its first label is UNASSIGNED
 
 
-def test_one_process_and_several_write_the_same_bytes(sample, tmp_path):
+def test_one_process_and_two_write_the_same_bytes(sample, tmp_path):
     build(tmp_path / "corpus", pubmed=SAMPLE, workers=2)
     for folder in ("records", "signatures", "corpus"):
         assert contents(tmp_path / folder) == contents(sample / folder)
 
 
-def test_no_document_changes_sides_when_data_is_added(sample, tmp_path):
+def test_documents_keep_their_split_when_data_is_added(sample, tmp_path):
     more = write_rows(tmp_path / "more.parquet", [{"id": f"m:{n}", "text": words(f"m{n}n")} for n in range(200)])
     documents, _ = build(tmp_path / "corpus", pubmed=SAMPLE, sources=[str(more)])
     for identifier, document in read(sample / "corpus").items():
@@ -219,7 +220,7 @@ def test_splits_have_their_share_of_the_documents():
 
 
 def newest_by_hand(files: list[list[tuple[int, int, bool]]]) -> dict[int, tuple[int, int]]:
-    """Apply records (pmid, version, deleted) one after the other; return file and position of what is there at the end.
+    """Apply records (pmid, version, deleted) in order; return the file and position of each PMID's current record.
 
     The highest version of a PMID counts; a later record or deletion of the same version replaces it.
     """
@@ -232,7 +233,7 @@ def newest_by_hand(files: list[list[tuple[int, int, bool]]]) -> dict[int, tuple[
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_outdated_records_are_those_of_a_simulation(tmp_path, seed):
+def test_outdated_records_agree_with_a_simulation(tmp_path, seed):
     chance = random.Random(seed)
     files = [
         [(chance.randrange(40), chance.choice([1, 1, 1, 2]), chance.random() < 0.2) for _ in range(30)]
@@ -252,7 +253,7 @@ def test_outdated_records_are_those_of_a_simulation(tmp_path, seed):
     held_out, dropped = tmp_path / "held_out.parquet", tmp_path / "dropped.parquet"
     pq.write_table(HELD_OUT_SCHEMA.empty_table(), held_out)
     record_files, signature_files = (sorted((tmp_path / folder).iterdir()) for folder in ("records", "signatures"))
-    list_dropped(signature_files, record_files, held_out, dropped)
+    write_drop_list(signature_files, record_files, held_out, dropped)
 
     listed = {(row["file"], row["position"]): row["reason"] for row in pq.read_table(dropped).to_pylist()}
     newest = newest_by_hand(files)
@@ -270,12 +271,12 @@ def test_real_updates_apply_in_the_order_of_the_files(test_data, tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(test_data / "pubmed" / name)
     build(tmp_path / "corpus", pubmed=folder)
-    report = assert_that_the_report_adds_up(tmp_path / "corpus")
+    report = assert_report_adds_up(tmp_path / "corpus")
     assert [file["read"] for file in report["files"]] == [30, 30 + 6, 26 + 262]
     assert report["dropped"]["deletion"] == 6 + 262
 
 
-def test_pubmed_files_are_of_one_year_and_have_names_of_their_own(tmp_path):
+def test_pubmed_files_are_from_one_year_and_have_different_names(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_pubmed_files(tmp_path / "missing")
     with pytest.raises(UserError, match="no PubMed files"):
@@ -286,10 +287,10 @@ def test_pubmed_files_are_of_one_year_and_have_names_of_their_own(tmp_path):
     (tmp_path / "baseline" / "pubmed26n0002.xml.gz.md5").touch()
     assert [path.name[9:13] for path in find_pubmed_files(tmp_path)] == ["0002", "0010", "0011"]
     (tmp_path / "updatefiles" / "pubmed26n0002.xml").touch()
-    with pytest.raises(UserError, match="has the name of"):
+    with pytest.raises(UserError, match="has the same name as"):
         find_pubmed_files(tmp_path)
     (tmp_path / "updatefiles" / "pubmed26n0002.xml").rename(tmp_path / "updatefiles" / "pubmed25n0900.xml.gz")
-    with pytest.raises(UserError, match="of another year than"):
+    with pytest.raises(UserError, match="from another year than"):
         find_pubmed_files(tmp_path)
 
 
@@ -313,7 +314,7 @@ def test_every_format_gives_the_same_documents(tmp_path, form):
         "jsonl": str(lines),
         "jsonl.gz": f"{lines}.gz",
         "folder": str(parquet.parent),
-        "hub": f"hub:{parquet.parent}",  # has the form of a data set of the Hub
+        "hub": f"hub:{parquet.parent}",  # looks like a dataset of the Hub
     }
     documents, report = build(tmp_path / "corpus", sources=[sources[form]], validation_fraction=0)
 
@@ -335,7 +336,7 @@ def test_a_text_file_is_one_document(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["endless.txt.gz", "endless.jsonl.gz"])
-def test_a_document_without_end_is_refused_before_memory_is_full(tmp_path, name):
+def test_an_endless_document_is_rejected_before_memory_is_full(tmp_path, name):
     with gzip.open(tmp_path / name, "wb", compresslevel=1) as file:
         if "jsonl" in name:
             file.write(json.dumps({"id": "1", "text": WORDS}).encode() + b'\n{"text": "')
@@ -348,7 +349,7 @@ def test_a_document_without_end_is_refused_before_memory_is_full(tmp_path, name)
     assert f"{name}: {'line 2: ' if 'jsonl' in name else ''}longer than" in message, done.stderr[-2000:]
 
 
-def test_files_of_one_name_stay_apart(tmp_path):
+def test_files_with_the_same_name_are_kept_apart(tmp_path):
     for number in (1, 2):
         write_rows(tmp_path / str(number) / "train.parquet", [{"text": words(number)}])
     train_alone = {"validation_fraction": 0.0, "test_fraction": 0.0}
@@ -372,7 +373,7 @@ def test_ids_mean_the_same_in_every_source(given, kind, identifier):
     assert document_id(given, kind, source="here") == identifier
 
 
-def test_copies_in_another_form_have_the_same_hash():
+def test_copies_in_another_format_have_the_same_hash():
     text = "Heat – of 10 µg/mL “cold”… was ﬁne (p<0.05)."
     assert text_hash(text) == text_hash("HEAT - OF 10 μg/ml\n'cold' was fine; p < 0.05")
     assert text_hash(text) != text_hash(text.replace("10", "11"))
@@ -383,7 +384,7 @@ def sample_abstract(sample: Path, number: int) -> str:
     return read(sample / "corpus")[f"pmid:{99_000_000 + number}"]["text"]
 
 
-def test_of_copies_in_several_sources_that_of_pubmed_stays(sample, tmp_path):
+def test_of_copies_in_several_sources_pubmeds_is_kept(sample, tmp_path):
     text = sample_abstract(sample, 2)
     copies = [
         {"id": "99000001", "text": f"Another text for the same PMID. {words('same')}", "kind": "abstract"},
@@ -399,7 +400,7 @@ def test_of_copies_in_several_sources_that_of_pubmed_stays(sample, tmp_path):
     assert documents["pmid:99000002"]["text"] == text
 
 
-def test_a_retracted_article_leaves_with_its_copies(tmp_path):
+def test_a_retracted_article_is_dropped_with_its_copies(tmp_path):
     (retracted,) = (record for record in read_records(SAMPLE / "pubmedsample26n0001.xml") if record["pmid"] == 99000015)
     copies = [
         {"id": "99000015", "text": f"By its PMID. {WORDS}", "kind": "abstract"},
@@ -416,7 +417,7 @@ def test_a_retracted_article_leaves_with_its_copies(tmp_path):
     }
 
 
-def test_held_out_documents_stay_out_by_id_and_by_text(sample, tmp_path):
+def test_held_out_documents_are_dropped_by_id_and_by_text(sample, tmp_path):
     ids = [{"id": "99000001", "text": "a"}, {"id": "pmid:99000004", "text": ""}]
     by_id = write_rows(tmp_path / "ids.parquet", ids)
     by_text = write_lines(tmp_path / "texts.jsonl", [{"id": "", "text": sample_abstract(sample, 3).lower()}])
@@ -438,12 +439,12 @@ def test_real_questions_are_held_out_by_their_pmid(test_data, tmp_path):
     assert (set(documents), report["dropped"]) == ({"pmid:1"}, {"held_out": 3})
 
 
-def edited(text: str, places: list[int]) -> str:
-    """The text with other words at these places."""
-    parts = text.split()
-    for place in places:
-        parts[place] = f"changed{place}"
-    return " ".join(parts)
+def edited(text: str, positions: list[int]) -> str:
+    """The text with the words at these positions replaced."""
+    replaced = text.split()
+    for position in positions:
+        replaced[position] = f"changed{position}"
+    return " ".join(replaced)
 
 
 def id_in(split: str, prefix: str = "y") -> str:
@@ -451,7 +452,7 @@ def id_in(split: str, prefix: str = "y") -> str:
 
 
 def test_a_text_with_a_few_words_changed_is_a_copy(sample, tmp_path):
-    text = sample_abstract(sample, 29)  # long: two other words leave more than nine tenths of its 5-grams
+    text = sample_abstract(sample, 29)  # so long that two other words leave more than nine tenths of its 5-grams
     rows = [{"id": "y:1", "text": edited(text, [40, 41])}, {"id": "y:2", "text": edited(text, list(range(0, 200, 3)))}]
     source = write_rows(tmp_path / "copies.parquet", rows)
     train_alone = {"validation_fraction": 0.0, "test_fraction": 0.0}
@@ -461,8 +462,8 @@ def test_a_text_with_a_few_words_changed_is_a_copy(sample, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_what_copies_a_held_back_document_leaves_training_and_not_the_other_way(sample, tmp_path, split):
-    """So nothing that a model was tested on comes into training with PubMed's next files."""
+def test_a_copy_of_a_validation_or_test_document_is_dropped_from_training(sample, tmp_path, split):
+    """Even if it is of an earlier source, so that new PubMed files cannot add copies of test documents to training."""
     text = edited(sample_abstract(sample, 29), [40])
     assert read(sample / "corpus")["pmid:99000029"]["split"] == "train"
     source = write_rows(tmp_path / "texts.parquet", [{"id": id_in(split), "text": text}])
@@ -475,7 +476,7 @@ def test_what_copies_a_held_back_document_leaves_training_and_not_the_other_way(
     assert report["files"][0]["dropped"]["near_duplicate"] == 1
 
 
-def test_documents_that_share_text_with_a_held_out_one_stay_out(sample, tmp_path):
+def test_documents_that_share_text_with_a_held_out_one_are_dropped(sample, tmp_path):
     phrases = [
         re.findall(r"\w+", sample_abstract(sample, number))[5 : 5 + length] for number, length in ((2, 13), (3, 12))
     ]
@@ -483,12 +484,12 @@ def test_documents_that_share_text_with_a_held_out_one_stay_out(sample, tmp_path
     rows += [{"id": f"e:{phrase}", "text": f"{words('a')} {' '.join(phrase)}"} for phrase in phrases]
     held_out = write_rows(tmp_path / "questions.parquet", rows)
     documents, report = build(tmp_path / "corpus", pubmed=SAMPLE, held_out=[held_out])
-    assert set(read(sample / "corpus")) - set(documents) == {"pmid:99000029", "pmid:99000002"}  # and not …003
+    assert set(read(sample / "corpus")) - set(documents) == {"pmid:99000029", "pmid:99000002"}  # but not 99000003
     assert (report["dropped"]["held_out"], report["dropped"]["held_out_overlap"]) == (1, 1)
     assert report["selection"]["overlap_words"] == 13
 
 
-def test_a_phrase_that_many_documents_have_is_no_overlap(tmp_path):
+def test_a_phrase_in_many_documents_is_not_an_overlap(tmp_path):
     phrase = "written informed consent was obtained from all of the patients before they entered this study"
     rows = [{"id": f"d:{n}", "text": f"{words(f'd{n}n')} {phrase}"} for n in range(11)]
     held_out = write_rows(tmp_path / "held.parquet", [{"id": "h:1", "text": f"{words('h')} {phrase}"}])
@@ -499,9 +500,9 @@ def test_a_phrase_that_many_documents_have_is_no_overlap(tmp_path):
         assert (report["dropped"], report["selection"]["common_ngram"]) == (dropped, 10)
 
 
-def test_everything_removed_can_be_written_out_with_its_reason(sample, tmp_path):
-    build(tmp_path / "corpus", pubmed=SAMPLE, write_removed=True)
-    rows = [row for path in (tmp_path / "corpus/removed").iterdir() for row in pq.read_table(path).to_pylist()]
+def test_dropped_documents_can_be_written_with_their_reason(sample, tmp_path):
+    build(tmp_path / "corpus", pubmed=SAMPLE, write_dropped=True)
+    rows = [row for path in (tmp_path / "corpus/dropped").iterdir() for row in pq.read_table(path).to_pylist()]
     expected = {(f"pmid:{99_000_000 + number}", reason) for number, reason in NOT_KEPT.items()}
     assert expected <= {(row["id"], row["reason"]) for row in rows}
     report = json.loads((tmp_path / "corpus/report.json").read_text())
@@ -512,7 +513,7 @@ def test_everything_removed_can_be_written_out_with_its_reason(sample, tmp_path)
     assert contents(tmp_path / "corpus/train") == contents(sample / "corpus/train")
 
 
-def test_texts_in_another_language_are_dropped_or_kept_as_wanted(tmp_path):
+def test_texts_in_another_language_are_dropped_by_default(tmp_path):
     german = (
         "Die Patienten wurden über einen Zeitraum von zwölf Monaten beobachtet, wobei die Häufigkeit der Anfälle unter "
         "der Behandlung deutlich zurückging und keine schweren Nebenwirkungen auftraten. Die Ergebnisse zeigen, dass "
@@ -526,7 +527,7 @@ def test_texts_in_another_language_are_dropped_or_kept_as_wanted(tmp_path):
     assert set(documents) == {"g:1", "w:1"}
 
 
-def test_a_text_longer_than_a_context_is_cut_at_paragraphs_into_parts_of_one_split(tmp_path):
+def test_a_text_longer_than_a_context_is_split_at_paragraphs_into_chunks_of_one_split(tmp_path):
     paragraphs = [f"{words(f'p{n}n')}." for n in range(20)]
     row = {"id": "f:1", "title": "A long one", "text": "\n".join(paragraphs), "kind": "fulltext"}
     source = write_rows(tmp_path / "texts.parquet", [row, {"id": "z:1", "text": WORDS}])
@@ -541,7 +542,7 @@ def test_a_text_longer_than_a_context_is_cut_at_paragraphs_into_parts_of_one_spl
     }  # fmt: skip
 
 
-def test_sections_of_a_part_say_where_they_stand_in_it(sample, tmp_path):
+def test_sections_of_a_chunk_have_their_positions_in_the_chunk(sample, tmp_path):
     build(tmp_path / "corpus", pubmed=SAMPLE, max_bytes=500)
     whole = read(sample / "corpus")
     seen = 0
@@ -549,14 +550,14 @@ def test_sections_of_a_part_say_where_they_stand_in_it(sample, tmp_path):
         for path in (tmp_path / "corpus" / split).glob("*.parquet"):
             for row in pq.read_table(path).to_pylist():
                 document = whole[row["id"]]
-                for part in row["sections"]:
-                    of_part = row["text"][part["start"] : part["end"]]
-                    of_whole = [
-                        document["text"][section["start"] : section["end"]]
-                        for section in document["sections"]
-                        if section["label"] == part["label"]
+                for section in row["sections"]:
+                    of_chunk = row["text"][section["start"] : section["end"]]
+                    of_document = [
+                        document["text"][whole_section["start"] : whole_section["end"]]
+                        for whole_section in document["sections"]
+                        if whole_section["label"] == section["label"]
                     ]
-                    assert of_part and any(of_part in text for text in of_whole)
+                    assert of_chunk and any(of_chunk in text for text in of_document)
                     seen += row["part"] > 1
     assert seen > 5
 
@@ -568,7 +569,7 @@ def test_columns_may_have_other_names(tmp_path):
     assert (documents["n:1"]["title"], documents["n:1"]["text"]) == ("One", WORDS)
 
 
-def test_addresses_and_copyright_lines_leave_the_text(tmp_path):
+def test_addresses_and_copyright_notices_are_removed(tmp_path):
     text = f"{WORDS}. Electronic address: a.person@example.org. © 2019 Elsevier B.V. All rights reserved."
     source = write_rows(tmp_path / "texts.parquet", [{"id": "c:1", "text": text}])
     documents, _ = build(tmp_path / "corpus", sources=[str(source)], validation_fraction=0, test_fraction=0)
@@ -581,18 +582,18 @@ def test_all_real_data_give_a_corpus_that_adds_up(test_data, tmp_path):
     options = {"sources": [str(test_data / "corpus" / "train-*.parquet")], "workers": 2}
     options |= {"held_out": [test_data / "corpus" / "validation.parquet", test_data / "pubmedqa"]}
     documents, _ = build(tmp_path / "corpus", pubmed=test_data / "pubmed", **options)
-    report = assert_that_the_report_adds_up(tmp_path / "corpus")
+    report = assert_report_adds_up(tmp_path / "corpus")
     assert report["read"] == 29466 + 20087 + 30 + 36 + 288 + 60710 + 5391 + 10745 + 1438
     held_out = {f"pmid:{json.loads(line)['pmid']}" for line in (test_data / "pubmedqa" / "test.jsonl").open()}
     assert not held_out & set(documents)
 
 
-# Mistakes and accidents
+# Errors
 
 
 @pytest.fixture
 def older(sample, tmp_path) -> Path:
-    """A folder with an older corpus, which a run that fails must leave as it is."""
+    """A folder with an older corpus, which a failed run must not change."""
     shutil.copytree(sample, tmp_path / "older")
     return tmp_path / "older"
 
@@ -602,7 +603,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def damaged(name: str, folder: Path) -> dict[str, Any]:
-    """Make a folder with a file that is damaged as `name` says; return the options that read it."""
+    """Make a folder with a damaged file; return the options that read it."""
     whole = gzip.compress((SAMPLE / "pubmedsample26n0001.xml").read_bytes())
     folder.mkdir()
     match name:
@@ -625,9 +626,9 @@ def damaged(name: str, folder: Path) -> dict[str, Any]:
 
 
 BAD_INPUT = {
-    "cut gzip": "a.xml.gz: the gzip file is cut short, after record",
+    "cut gzip": "a.xml.gz: the gzip file is truncated after record",
     "damaged gzip": "a.xml.gz: damaged",
-    "cut XML": "a.xml: damaged XML, after record",
+    "cut XML": "a.xml: damaged XML after record",
     "Parquet": "a.parquet: damaged",
     "JSON": "a.jsonl: line 2: not valid JSON",
     "text": "a.txt: damaged",
@@ -637,7 +638,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_leaves_the_older_corpus(older, tmp_path, name):
+def test_bad_input_does_not_change_the_older_corpus(older, tmp_path, name):
     before = contents(older / "corpus") | contents(older / "records")
     with pytest.raises(UserError, match=BAD_INPUT[name]):
         build(older / "corpus", **damaged(name, tmp_path / name))
@@ -661,8 +662,8 @@ def assert_one_line(stderr: str, message: str) -> None:
     assert lines[0].startswith("error: ") and message in lines[0]
 
 
-def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path):
-    """Files may grow to 20,000 bytes here, which stops the writing as a full disk does."""
+def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path):
+    """Files are limited to 20,000 bytes here, which has the same effect as a full disk."""
     command = [sys.executable, REPOSITORY / "scripts" / "build_corpus.py", "--pubmed", SAMPLE, "--workers", "1"]
     result = subprocess.run(
         [*map(str, command), "--output", str(tmp_path / "out" / "corpus")],
@@ -679,53 +680,81 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing to read"),
+        ({}, "no input"),
         ({"sources": ["missing.parquet"]}, "missing.parquet: no such file"),
-        ({"sources": [str(SAMPLE.parent / "README.md")]}, "of no format that is read"),
+        ({"sources": [str(SAMPLE.parent / "README.md")]}, "unknown format"),
         ({"sources": ["hub:/no/such/data"]}, "hub:/no/such/data: cannot be read"),
         (
             {"pubmed": SAMPLE, "validation_fraction": 0.5, "test_fraction": 0.5},
-            "validation_fraction: 0.5 and test_fraction 0.5 leave nothing to train on",
+            "validation_fraction: 0.5 and test_fraction 0.5 leave no training documents",
         ),
         ({"pubmed": SAMPLE, "test_fraction": -0.1}, "test_fraction: must be at least 0 and at most 1, not -0.1"),
-        ({"pubmed": SAMPLE, "min_words": 10_000}, "no document is left to train on"),
+        ({"pubmed": SAMPLE, "min_words": 10_000}, "no training documents are left"),
         ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes: must be at least 256, not 10"),
         ({"pubmed": SAMPLE, "held_out": [Path("missing.jsonl")]}, "missing.jsonl: no such file"),
     ],
 )
-def test_options_that_cannot_work_are_refused(tmp_path, options, message):
+def test_wrong_options_are_rejected(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         build(tmp_path / "corpus", **options)
     assert not (tmp_path / "corpus").exists()
 
 
-def test_a_small_corpus_without_a_validation_document_is_refused_with_a_fraction_that_gives_one(tmp_path, run_script):
+def test_a_small_corpus_without_a_validation_document_is_rejected_with_a_fraction_that_gives_one(tmp_path, run_script):
     """Sixty text files, of which the usual share is a third of a document."""
     (tmp_path / "texts").mkdir()
     for number in range(60):
         (tmp_path / "texts" / f"{number}.txt").write_text(words(f"note{number}"))
     command = ["build_corpus", "--sources", tmp_path / "texts", "--workers", 1, "--output", tmp_path / "corpus"]
-    refused = run_script(*command)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    last = refused.stderr.splitlines()[-1]
-    message = (
-        r"error: --validation-fraction: 0.005 of 60 documents leaves none for validation; (0\.\d+) or more leaves some"
-    )
+    rejected = run_script(*command)
+    assert rejected.returncode == 2 and "Traceback" not in rejected.stderr
+    last = rejected.stderr.splitlines()[-1]
+    message = r"error: --validation-fraction: 0.005 of 60 documents gives no validation document; use (0\.\d+) or more"
     least = float(re.match(message, last)[1])
     assert not (tmp_path / "corpus").exists()
 
     less = run_script(*command, "--validation-fraction", least - 1e-4)
-    assert f"{least} or more leaves some" in less.stderr
+    assert f"use {least} or more" in less.stderr
     built = run_script(*command, "--validation-fraction", least)
     assert built.returncode == 0, built.stderr
     splits = Counter(document["split"] for document in read(tmp_path / "corpus").values())
     assert splits["validation"] >= 1 and splits["train"] >= 50
 
 
-def test_a_folder_of_other_things_is_never_replaced(tmp_path):
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text(WORDS)
-    with pytest.raises(UserError, match="thesis: holds other things"):
+    with pytest.raises(UserError, match="thesis: holds other files than a corpus"):
         build(other, pubmed=SAMPLE)
     assert contents(tmp_path) == {"thesis/chapter.txt": WORDS.encode()}
+
+
+def test_a_file_is_not_replaced(tmp_path):
+    (tmp_path / "corpus").write_text("mine")
+    with pytest.raises(UserError, match="corpus: is a file, but a corpus is a folder"):
+        build(tmp_path / "corpus", pubmed=SAMPLE)
+    assert contents(tmp_path) == {"corpus": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (17, "numbers, such as 17"),
+        (0.5, "numbers, such as 0.5"),
+        ([1, 2], "numbers, such as 1"),
+        ({"en": "text"}, "values of type dict, such as {'en': 'text'}"),
+    ],
+)
+def test_a_text_column_without_text_is_rejected_with_its_name(tmp_path, value, problem):
+    rows = [{"id": "n:1", "text": WORDS}, {"id": "n:2", "text": value}]
+    source = write_lines(tmp_path / "notes.jsonl", rows)
+    message = f"notes.jsonl: row 2: column text holds {problem}, where text is expected"
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(tmp_path / "corpus", sources=[str(source)])
+
+
+def test_a_text_column_of_integers_in_parquet_is_rejected(tmp_path):
+    source = write_rows(tmp_path / "numbers.parquet", [{"id": "n:1", "text": 42}])
+    with pytest.raises(UserError, match="row 1: column text holds numbers, such as 42, where text is expected"):
+        build(tmp_path / "corpus", sources=[str(source)])

@@ -1,4 +1,4 @@
-"""The data card tells of a corpus what a count of its files tells, and is the same for the same corpus."""
+"""The data card's numbers are those counted in the corpus's files, and the same corpus gives the same card."""
 
 import json
 import math
@@ -22,9 +22,9 @@ from matplotlib.image import imread
 from pipeline_folders import SAMPLE
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
-from healthslm.corpus.data_card import REASONS, DataCardOptions, describe_corpus, size_category
-from healthslm.corpus.figures import BLUE, VERMILION, draw_figures
-from healthslm.corpus.statistics import BINS_PER_CONTEXT, corpus_statistics, shorten, token_statistics
+from healthslm.data_card.describe import REASONS, DataCardOptions, describe_corpus, size_category
+from healthslm.data_card.figures import BLUE, VERMILION, draw_figures
+from healthslm.data_card.statistics import BINS_PER_CONTEXT, corpus_statistics, shorten, token_statistics
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
@@ -45,7 +45,7 @@ def row(identifier: str, text: str, kind: str, **more: Any) -> dict[str, Any]:
     return {"id": identifier, "title": "", "text": text, "source": kind, "kind": kind, "license": "CC0-1.0"} | more
 
 
-# With the sample, documents of every kind, and some that leave the corpus for every reason that there is.
+# With the sample: documents of every kind, and some that are dropped for every reason.
 ROWS = [
     row("a1", "\n".join(english(f"long{number}", 40) for number in range(30)), "fulltext", title="Größe"),
     row("a2", english("question", 20), ODD_SOURCE, license="a\nlicence | of two lines"),
@@ -66,7 +66,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, sample_folders) -> DataCardOptions:
-    """A corpus of many sources, in tokens, and its card."""
+    """A tokenized corpus of many sources, and its card."""
     folder = tmp_path_factory.mktemp("mixed")
     pq.write_table(pa.Table.from_pylist([{"year": None} | row for row in ROWS]), folder / "texts.parquet")
     (folder / "held.jsonl").write_text(json.dumps({"text": english("held", 30)}), encoding="utf-8")
@@ -96,7 +96,7 @@ def mixed(tmp_path_factory, sample_folders) -> DataCardOptions:
 
 
 def read_rows(corpus: Path) -> list[dict[str, Any]]:
-    """All passages of a corpus, by pyarrow."""
+    """All rows of a corpus, read with pyarrow."""
     return [
         row | {"split": split}
         for split in SPLITS
@@ -123,7 +123,7 @@ def document_lengths(rows: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 
 def tables(page: str) -> list[list[list[str]]]:
-    """The cells of each table, without the rule below its heading; escapes of Markdown are undone."""
+    """The cells of each Markdown table, without escapes; the second row is the rule below the header."""
     blocks = [block for block in page.split("\n\n") if block.startswith("|")]
     return [
         [[unescape(cell) for cell in re.split(r" ?(?<!\\)\| ?", line)[1:-1]] for line in block.splitlines()]
@@ -136,7 +136,7 @@ def unescape(cell: str) -> str:
 
 
 def table(card: Path, first: str, second: str) -> list[list[str]]:
-    """The rows of the table whose heading begins with these two."""
+    """The rows of the table whose header begins with these two cells."""
     found = [rows for rows in tables(read_page(card)) if rows[0][:2] == [first, second]]
     assert len(found) == 1
     return found[0][2:]
@@ -150,7 +150,7 @@ def figure_of(count: int) -> str:
     return f"{count:,}"
 
 
-def test_splits_have_the_documents_passages_bytes_and_tokens_of_the_files(mixed):
+def test_splits_have_the_documents_chunks_bytes_and_tokens_of_the_files(mixed):
     rows = read_rows(mixed.corpus)
     info = json.loads((mixed.tokens / "tokens.json").read_text())["splits"]
     groups = {split: [row for row in rows if row["split"] == split] for split in SPLITS} | {"all": rows}
@@ -189,10 +189,10 @@ def test_kinds_of_text_have_the_lengths_of_whole_documents(mixed):
     listed = {cells[0]: cells[1:] for cells in table(mixed.output, "kind of text", "documents")}
     assert listed.keys() == lengths.keys()
     for kind, of_kind in lengths.items():
-        passages = [row for row in rows if row["kind"] == kind]
-        # The least length that so many documents do not exceed.
+        chunks = [row for row in rows if row["kind"] == kind]
+        # The smallest length that is not exceeded by that share of the documents.
         percentiles = np.quantile(of_kind, [0.05, 0.5, 0.95, 1], method="inverted_cdf").astype(int).tolist()
-        counts = [len(of_kind), len(passages), sum(map(num_bytes, passages)), *percentiles]
+        counts = [len(of_kind), len(chunks), sum(map(num_bytes, chunks)), *percentiles]
         assert listed[kind] == list(map(figure_of, counts))
 
 
@@ -224,7 +224,7 @@ def test_input_and_held_out_files_are_listed_with_their_checksums_under_the_name
     ]
 
 
-def test_a_source_that_has_the_name_of_its_file_gets_the_name_given(sample_folders, tmp_path):
+def test_a_source_named_after_its_file_gets_the_given_name(sample_folders, tmp_path):
     (tmp_path / "renamed.txt").write_text(english("plain", 30), encoding="utf-8")
     train_alone = {"validation_fraction": 0, "test_fraction": 0, "workers": 1}
     build_corpus(CorpusOptions(output=tmp_path / "corpus", sources=[str(tmp_path / "renamed.txt")], **train_alone))
@@ -233,7 +233,7 @@ def test_a_source_that_has_the_name_of_its_file_gets_the_name_given(sample_folde
     page = read_page(options.output)
     assert "renamed" not in page
     assert [cells[0] for cells in table(options.output, "source", "licence as stated")] == ["original.txt"]
-    assert "U.S. National" not in page and "No document states the year" in page
+    assert "U.S. National" not in page and "No document states its year" in page
     assert {path.name for path in options.output.iterdir()} == {
         "README.md",
         "sources.png",
@@ -252,36 +252,36 @@ def test_settings_versions_and_seeds_are_those_that_made_the_corpus(mixed):
     assert "\n# A \\*small\\* corpus\n" in page
 
 
-def test_what_decided_the_selection_is_read_from_the_report(mixed, tmp_path):
+def test_the_settings_of_the_selection_are_read_from_the_report(mixed, tmp_path):
     shutil.copytree(mixed.corpus, tmp_path / "corpus")
     selection = dict(overlap_words=21, common_ngram=22, shingle_words=23, bands=2, rows=1, seed=24)
     replace_report(tmp_path / "corpus", read_report(mixed.corpus) | {"selection": selection})
     describe_corpus(DataCardOptions(tmp_path / "corpus", tmp_path / "card"))
     page = " ".join(read_page(tmp_path / "card").split())
-    assert "shares 21 words in a row with a held-out document, unless over 22 documents do." in page
+    assert "shares 21 consecutive words with a held-out document, and at most 22 documents contain them." in page
     assert "any of 2 bands of 1 MinHash values" in page and "fixed seed 24." in page
-    # At a similarity of 0.5, one of two coins shows heads in three of four throws.
-    assert "word 23-grams: 0.75 at 0.5" in page
+    # At a similarity of 0.5 each of two bands is equal with probability 0.5, so any is with 0.75.
+    assert "word 23-grams, the probability is 0.75 at 0.5" in page
 
 
-def test_what_still_looks_like_an_address_is_counted(tmp_path, mixed):
+def test_remaining_addresses_are_counted(tmp_path, mixed):
     shutil.copytree(mixed.corpus, tmp_path / "corpus")
     path = next((tmp_path / "corpus" / "train").glob("texts.parquet"))
     rows = pq.read_table(path)
     texts = rows["text"].to_pylist()
-    # Of the same length, so that the report still fits.
+    # The same length, so that the report is still right.
     texts[0] = "a@b.org" + texts[0][7:]
     texts[1] = "a @ b o" + texts[1][7:]
     assert len(texts[0]) == len(texts[0].encode())
     pq.write_table(rows.set_column(rows.schema.get_field_index("text"), "text", pa.array(texts)), path)
     describe_corpus(DataCardOptions(tmp_path / "corpus", tmp_path / "card"))
     one_line = " ".join(read_page(tmp_path / "card").split())
-    passages = len(read_rows(mixed.corpus))
-    assert f"finds it in 1 of {passages} passages" in one_line
-    assert f"finds it in 0 of {passages} passages" in " ".join(read_page(mixed.output).split())
+    chunks = len(read_rows(mixed.corpus))
+    assert f"matches 1 of {chunks} chunks" in one_line
+    assert f"matches 0 of {chunks} chunks" in " ".join(read_page(mixed.output).split())
 
 
-def test_figures_hold_every_document_once(mixed, tmp_path):
+def test_figures_count_every_document_once(mixed, tmp_path):
     rows, report = read_rows(mixed.corpus), read_report(mixed.corpus)
     statistics = corpus_statistics(mixed.corpus, report, tmp_path / "database")
     tokens = token_statistics(mixed.tokens, report, mixed.context)
@@ -306,13 +306,13 @@ def test_figures_hold_every_document_once(mixed, tmp_path):
         assert np.allclose(shares * len(of_kind), np.histogram(of_kind, edges)[0]) and math.isclose(sum(shares), 1)
 
 
-def test_what_is_too_long_to_list_is_summed_up_and_never_one_row_alone():
+def test_long_tables_sum_up_the_other_rows_unless_there_is_only_one():
     rows = [("a", "x", 4, 40), ("b", "y", 3, 30), ("c", "z", 2, 20)]
     assert shorten(rows, 1) == [("a", "x", 4, 40), ("2 others", "", 5, 50)]
     assert shorten(rows, 2) == shorten(rows, 3) == rows
 
 
-def test_token_bars_count_the_passages_of_every_length(mixed):
+def test_token_bars_count_the_chunks_of_every_length(mixed):
     splits = [TokenizedSplit(mixed.tokens, split) for split in SPLITS]
     lengths = [len(split.document(index)) for split in splits for index in range(len(split))]
     width = mixed.context // BINS_PER_CONTEXT
@@ -321,17 +321,17 @@ def test_token_bars_count_the_passages_of_every_length(mixed):
     assert {place: count for place, count in enumerate(tokens.histogram.tolist()) if count} == expected
     longer = sum(length > mixed.context for length in lengths)
     assert 0 < longer == tokens.too_long < len(lengths)
-    fitting = f"{len(lengths) - longer:,} of {len(lengths):,} passages ({1 - longer / len(lengths):.2%}) fit"
+    fitting = f"{len(lengths) - longer:,} of {len(lengths):,} chunks ({1 - longer / len(lengths):.2%}) fit"
     assert fitting in " ".join(read_page(mixed.output).split())
 
 
-def test_the_same_corpus_gives_the_same_bytes_in_any_surroundings(mixed, run_script, tmp_path):
+def test_the_same_corpus_gives_the_same_bytes_in_any_environment(mixed, run_script, tmp_path):
     (tmp_path / "card.yaml").write_text(yaml.safe_dump({"names": mixed.names, "title": mixed.title}), encoding="utf-8")
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.facecolor: red\nsavefig.pad_inches: 1\n")
-    surroundings = {"MATPLOTLIBRC": str(tmp_path), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    environment = {"MATPLOTLIBRC": str(tmp_path), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     arguments = ["--corpus", mixed.corpus, "--tokens", mixed.tokens, "--context", 256, "--output", tmp_path / "card"]
     describe_corpus(replace(mixed, output=tmp_path / "card", title="Of yesterday"))
-    done = run_script("describe_corpus", "--recipe", tmp_path / "card.yaml", *arguments, cwd=tmp_path, env=surroundings)
+    done = run_script("describe_corpus", "--recipe", tmp_path / "card.yaml", *arguments, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     files = {path.name: path.read_bytes() for path in (tmp_path / "card").iterdir()}
     assert files == {path.name: path.read_bytes() for path in mixed.output.iterdir()}
@@ -348,7 +348,7 @@ def test_the_same_corpus_gives_the_same_bytes_in_any_surroundings(mixed, run_scr
         ("licences.png", (1350, 150 * (1.2 + 0.3 * 4)), VERMILION),
     ],
 )
-def test_figures_are_images_of_their_size_that_show_something(mixed, name, size, colour):
+def test_figures_have_the_right_size_and_are_not_blank(mixed, name, size, colour):
     path = mixed.output / name
     image = imread(path)[..., :3]
     assert image.shape[:2] == (size[1], size[0])
@@ -383,14 +383,14 @@ def test_the_hub_reads_the_metadata_and_datasets_finds_the_splits_by_it(mixed, t
     ("rows", "category"),
     [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (29_000_000, "10M<n<100M"), (10**12, "n>1T")],
 )
-def test_a_size_is_filed_as_the_hub_files_it(rows, category):
+def test_size_categories_are_the_hubs(rows, category):
     assert size_category(rows) == category
 
 
-def test_without_tokens_the_card_tells_nothing_of_them(sample_folders, tmp_path):
+def test_without_tokens_the_card_leaves_them_out(sample_folders, tmp_path):
     describe_corpus(DataCardOptions(sample_folders.corpus, tmp_path / "card"))
     page = read_page(tmp_path / "card")
-    assert "token" not in page.replace("context of", "").lower()
+    assert "token" not in page.lower()
     assert not (tmp_path / "card" / "tokens.png").exists()
     rows = read_rows(sample_folders.corpus)
     assert f"{len(rows)} documents, {sum(map(num_bytes, rows)):,} bytes" in " ".join(page.split())
@@ -402,8 +402,7 @@ def test_a_missing_corpus_is_reported_in_one_line(run_script, tmp_path):
     done = run_script("describe_corpus", "--corpus", tmp_path / "none", "--output", tmp_path / "card")
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: {tmp_path / 'none'}: no corpus, for there is no report.json in it; "
-        "scripts/build_corpus.py writes one\n"
+        f"error: {tmp_path / 'none'}: not a corpus: it has no report.json; build one with scripts/build_corpus.py\n"
     )
     assert not (tmp_path / "card").exists()
 
@@ -412,69 +411,75 @@ def replace_report(corpus: Path, value: Any) -> None:
     (corpus / "report.json").write_text(json.dumps(value), encoding="utf-8")
 
 
-def test_files_that_are_not_those_of_the_report_are_refused_and_nothing_is_written(mixed, tmp_path):
+def test_files_that_do_not_match_the_report_are_rejected_and_nothing_is_written(mixed, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(mixed.corpus, corpus)
     options = DataCardOptions(corpus, tmp_path / "card")
     report = read_report(corpus)
 
-    def refused(complaint: str) -> None:
+    def assert_rejected(complaint: str) -> None:
         with pytest.raises(UserError, match=complaint) as error:
             describe_corpus(options)
         assert "\n" not in str(error.value)
         assert {path.name for path in tmp_path.iterdir()} == {"corpus"}
 
     replace_report(corpus, {"documents": 1})
-    refused("report.json: not the report of a corpus")
+    assert_rejected("report.json: not the report of a corpus")
     replace_report(corpus, report | {"dropped": {"whim": 1}})
-    refused("unknown reasons whim")
+    assert_rejected("unknown reasons whim")
     replace_report(corpus, report)
     file = next((corpus / "train").glob("texts.parquet"))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    refused("texts.parquet: not a Parquet file of a corpus")
+    assert_rejected("texts.parquet: not a Parquet file of a corpus")
     pq.write_table(pa.table({"text": ["a"]}), file)
-    refused("texts.parquet: not a Parquet file of a corpus")
+    assert_rejected("texts.parquet: not a Parquet file of a corpus")
     file.unlink()
-    refused(r"holds \d+ documents in \d+ parts where report.json counts \d+ in \d+")
+    assert_rejected(r"has \d+ documents in \d+ chunks, but report.json counts \d+ in \d+")
     shutil.rmtree(corpus / "train")
     shutil.rmtree(corpus / "validation")
     shutil.rmtree(corpus / "test")
-    refused("holds 0 documents")
+    assert_rejected("has 0 documents")
 
 
-def test_tokens_of_another_corpus_are_refused(mixed, sample_folders, tmp_path):
+def test_tokens_of_another_corpus_are_rejected(mixed, sample_folders, tmp_path):
     options = DataCardOptions(mixed.corpus, tmp_path / "card", sample_folders.tokens)
-    with pytest.raises(UserError, match="not the tokens of this corpus: train holds"):
+    with pytest.raises(UserError, match="not the tokens of this corpus: its train split has"):
         describe_corpus(options)
     assert not options.output.exists()
 
 
-def test_missing_tokens_are_an_error_that_names_their_file(mixed, tmp_path):
-    with pytest.raises(FileNotFoundError) as error:  # which scripts report in one line
+def test_missing_tokens_are_an_error_that_names_their_folder(mixed, tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'none'}: not a tokenized corpus"):
         describe_corpus(replace(mixed, output=tmp_path / "card", tokens=tmp_path / "none"))
-    assert error.value.filename == str(tmp_path / "none" / "tokens.json")
     assert not (tmp_path / "card").exists()
 
 
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ({"names": {"text": "x"}}, "names: text: no input of .*: held, pubmedsample26n0001, .*, texts"),
+        ({"names": {"text": "x"}}, "names: text: not an input of .*, which has held, pubmedsample26n0001, .*, texts"),
         ({"context": 8}, "context: must be at least 32, not 8"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(mixed, tmp_path, more, complaint):
+def test_wrong_options_are_rejected(mixed, tmp_path, more, complaint):
     with pytest.raises(UserError, match=complaint):
         describe_corpus(DataCardOptions(mixed.corpus, tmp_path / "card", **more))
 
 
 @pytest.mark.parametrize("names", [["README.md"], ["README.md", "sources.png", "notes.txt"], ["report.json"]])
-def test_a_folder_that_holds_other_things_is_not_replaced(mixed, tmp_path, names):
+def test_a_folder_with_other_files_is_not_replaced(mixed, tmp_path, names):
     output = tmp_path / "card"
     output.mkdir()
     for name in names:
         (output / name).write_text("mine")
-    with pytest.raises(UserError, match="holds other things than a data card"):
+    with pytest.raises(UserError, match="holds other files than a data card"):
         describe_corpus(DataCardOptions(mixed.corpus, output))
     assert {path.name: path.read_text() for path in output.iterdir()} == dict.fromkeys(names, "mine")
+
+
+def test_an_output_that_is_a_file_is_not_replaced(mixed, tmp_path):
+    (tmp_path / "card").write_text("mine")
+    with pytest.raises(UserError, match="card: is a file, but a data card is a folder"):
+        describe_corpus(DataCardOptions(mixed.corpus, tmp_path / "card"))
+    assert (tmp_path / "card").read_text() == "mine"

@@ -1,6 +1,7 @@
-"""PubMed's files arrive whole and verified or not at all, from servers and networks that fail."""
+"""PubMed's files are downloaded completely and verified, or not at all, even if servers and networks fail."""
 
 import filecmp
+import itertools
 import random
 import signal
 import subprocess
@@ -26,13 +27,13 @@ def name(number: int, year: int = 26) -> str:
 
 
 def publish(folder: Path, path: str, size: int = 8_000) -> bytes:
-    """Give the server a file that no compression shrinks."""
+    """Give the server a file that cannot be compressed."""
     return write_pubmed_file(folder / path, random.Random(path).randbytes(size))
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -68,12 +69,12 @@ def tree(folder: Path) -> list[str]:
 
 
 def data_files(folder: Path) -> list[str]:
-    """The files that have the name of one of PubMed's, and whose folder a reader would look into."""
+    """The files that a reader would take for PubMed files."""
     return [path for path in tree(folder) if path.endswith(".xml.gz") and ".partial-" not in path]
 
 
-def assert_that_files_are_whole(pubmed: Path, server: NcbiServer, *numbers: int) -> None:
-    """Exactly these files are there, each as the server has it, its sidecar beside it, and nothing else."""
+def assert_complete(pubmed: Path, server: NcbiServer, *numbers: int) -> None:
+    """Exactly these files and their checksum files are there, with the server's bytes, and nothing else."""
     paths = [f"{'baseline' if number < 4 else 'updatefiles'}/{name(number)}" for number in numbers]
     folders = {path.partition("/")[0] for path in paths}
     assert tree(pubmed) == sorted([*folders, *paths, *(f"{path}.md5" for path in paths)])
@@ -89,7 +90,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("waited in vain")
 
 
-def test_real_files_of_ncbi_arrive_as_they_are_and_are_what_the_corpus_reads(test_data: Path, pubmed: Path) -> None:
+def test_real_files_are_downloaded_unchanged_to_where_the_corpus_reads_them(test_data: Path, pubmed: Path) -> None:
     with serving(test_data / "pubmed") as server:
         download_pubmed(DownloadOptions(output=pubmed, files=["all"], base_url=server.base_url))
     paths = [path.relative_to(pubmed) for path in find_pubmed_files(pubmed)]
@@ -98,9 +99,9 @@ def test_real_files_of_ncbi_arrive_as_they_are_and_are_what_the_corpus_reads(tes
         assert filecmp.cmp(pubmed / path, test_data / "pubmed" / path, shallow=False)
 
 
-def test_all_files_arrive_whole_in_ncbis_folders_with_their_sidecars(server, pubmed, fetch) -> None:
+def test_all_files_are_downloaded_with_their_checksum_files(server, pubmed, fetch) -> None:
     fetch("all")
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,8 @@ def test_all_files_arrive_whole_in_ncbis_folders_with_their_sidecars(server, pub
     ],
 )
 def test_files_are_chosen_by_their_numbers(server, files, numbers) -> None:
-    listed = list_files(server.base_url)
+    with download.open_session() as session:
+        listed = list_files(session, server.base_url)
     chosen = select_files(listed, download._read_selection(files))
     assert [Path(path).name for path in chosen] == [name(number) for number in numbers]
 
@@ -131,12 +133,12 @@ def test_files_are_chosen_by_their_numbers(server, files, numbers) -> None:
         (["latest", "0"], "files: expected `all`, `latest N` or numbers such as `1-20`, got 'latest 0'"),
         (["all", "3"], "files: expected `all`, `latest N` or numbers such as `1-20`, got 'all 3'"),
         (["1-"], "files: expected `all`, `latest N` or numbers such as `1-20`, got '1-'"),
-        (["3-1"], "files: 3-1: the first number is above the last"),
-        (["3-7"], "files: 3-7: no file 6 is listed: there are 1 to 5"),
-        (["0"], "files: 0: no file 0 is listed: there are 1 to 5"),
+        (["3-1"], "files: 3-1: the first number is greater than the last"),
+        (["3-7"], "files: 3-7: no file 6 is listed; the numbers are 1 to 5"),
+        (["0"], "files: 0: no file 0 is listed; the numbers are 1 to 5"),
     ],
 )
-def test_files_that_cannot_be_chosen_are_an_error_and_nothing_is_fetched(server, pubmed, fetch, files, message) -> None:
+def test_a_wrong_selection_is_an_error_and_nothing_is_downloaded(server, pubmed, fetch, files, message) -> None:
     with pytest.raises(UserError) as caught:
         fetch(*files)
     assert str(caught.value) == message
@@ -145,7 +147,7 @@ def test_files_that_cannot_be_chosen_are_an_error_and_nothing_is_fetched(server,
 
 
 @pytest.mark.parametrize("connections", [0, 5])
-def test_more_connections_than_ncbi_likes_are_refused(server, fetch, connections) -> None:
+def test_a_wrong_number_of_connections_is_rejected(server, fetch, connections) -> None:
     message = f"^connections: must be at least 1 and at most 4, not {connections}$"
     with pytest.raises(UserError, match=message):
         fetch("all", connections=connections)
@@ -155,35 +157,35 @@ def test_more_connections_than_ncbi_likes_are_refused(server, fetch, connections
 @pytest.mark.parametrize(
     "address", ["ftp://127.0.0.1/pubmed/", "file:///etc", "/pubmed", "127.0.0.1", "https:///pubmed"]
 )
-def test_addresses_other_than_of_the_web_are_refused(fetch, address) -> None:
+def test_addresses_without_http_are_rejected(fetch, address) -> None:
     with pytest.raises(UserError, match="^base_url: expected an address that begins with https:// or http://, got"):
         fetch("all", base_url=address)
 
 
 def test_an_address_may_lack_its_last_slash(server, pubmed, fetch) -> None:
     fetch("1", base_url=server.base_url.rstrip("/"))
-    assert_that_files_are_whole(pubmed, server, 1)
+    assert_complete(pubmed, server, 1)
 
 
-def test_a_second_run_asks_for_the_listings_alone(server, pubmed, fetch) -> None:
+def test_a_second_run_requests_only_the_listings(server, pubmed, fetch) -> None:
     fetch("all")
     server.requests.clear()
     fetch("all")
     assert server.requests == ["baseline/", "updatefiles/"]
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
-def test_a_file_without_a_sidecar_is_verified_by_the_servers_and_stays(server, pubmed, fetch) -> None:
+def test_a_file_without_checksum_file_is_verified_and_kept(server, pubmed, fetch) -> None:
     fetch("1-2")
     (pubmed / "baseline" / f"{name(1)}.md5").unlink()
     server.requests.clear()
     fetch("1-2")
     assert server.requests == ["baseline/", "updatefiles/", f"baseline/{name(1)}.md5"]
-    assert_that_files_are_whole(pubmed, server, 1, 2)
+    assert_complete(pubmed, server, 1, 2)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed", "empty"])
-def test_a_damaged_file_is_fetched_again_and_no_other(server, pubmed, fetch, damage) -> None:
+def test_only_a_damaged_file_is_downloaded_again(server, pubmed, fetch, damage) -> None:
     fetch("all")
     path = pubmed / "baseline" / name(2)
     content = path.read_bytes()
@@ -191,27 +193,27 @@ def test_a_damaged_file_is_fetched_again_and_no_other(server, pubmed, fetch, dam
     server.requests.clear()
     fetch("all")
     assert server.requested(".xml.gz") == [f"baseline/{name(2)}"]
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
-def test_a_damaged_sidecar_here_is_fetched_again_without_its_file(server, pubmed, fetch) -> None:
+def test_a_damaged_checksum_file_is_downloaded_again_without_its_file(server, pubmed, fetch) -> None:
     fetch("1")
     (pubmed / "baseline" / f"{name(1)}.md5").write_bytes(b"\xff\xfe")
     server.requests.clear()
     fetch("1")
     assert server.requested(".xml.gz") == []
-    assert_that_files_are_whole(pubmed, server, 1)
+    assert_complete(pubmed, server, 1)
 
 
 @pytest.mark.parametrize("fault", ["cut", 503, 429, "wrong bytes"])
 @pytest.mark.parametrize("path", [f"baseline/{name(2)}", f"baseline/{name(2)}.md5"])
-def test_a_file_or_sidecar_that_fails_once_is_tried_again(server, pubmed, fetch, caplog, fault, path) -> None:
+def test_a_file_or_checksum_file_that_fails_once_is_tried_again(server, pubmed, fetch, caplog, fault, path) -> None:
     server.faults[path] = [fault]
     fetch("1-3")
     assert server.requests.count(path) == 2
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3)
+    assert_complete(pubmed, server, 1, 2, 3)
     [failure] = [record.getMessage() for record in caplog.records if "try 1 of 5" in record.getMessage()]
-    assert failure.startswith(f"{server.base_url}{path.removesuffix('.md5')}: ")
+    assert failure.startswith(f"/pubmed/baseline/{name(2)}")
 
 
 @pytest.mark.parametrize("fault", ["cut", 500])
@@ -220,12 +222,12 @@ def test_a_listing_that_fails_once_is_tried_again(server, pubmed, fetch, fault, 
     server.faults[path] = [fault]
     fetch("all")
     assert server.requests.count(path) == 2
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
-def test_a_listing_that_always_fails_is_tried_five_times_and_is_an_error(server, pubmed, fetch) -> None:
+def test_a_listing_that_always_fails_is_tried_five_times(server, pubmed, fetch) -> None:
     server.faults["baseline/"] = [503] * 100
-    with pytest.raises(UserError, match=f"^{server.base_url}baseline/: no listing: 503 Server Error"):
+    with pytest.raises(UserError, match=f"^{server.base_url}baseline/: cannot read the listing: 503 Server Error"):
         fetch("all")
     assert server.requests == ["baseline/"] * 5
     assert not pubmed.exists()
@@ -235,88 +237,112 @@ def test_a_listing_that_always_fails_is_tried_five_times_and_is_an_error(server,
     ("path", "fault"),
     [(f"baseline/{name(2)}", "cut"), (f"baseline/{name(2)}", "wrong bytes"), (f"baseline/{name(2)}.md5", 503)],
 )
-def test_a_file_that_always_fails_is_tried_five_times_and_the_others_arrive(
+def test_a_file_that_always_fails_is_tried_five_times_and_the_others_are_downloaded(
     server, pubmed, fetch, caplog, path, fault
 ) -> None:
     server.faults[path] = [fault] * 100
-    with pytest.raises(UserError, match=r"^1 of 5 files missing \(see above\): run the command again for the rest$"):
+    with pytest.raises(UserError, match=r"^1 of 5 files are missing \(see above\); run the command again$"):
         fetch("all")
     assert server.requests.count(path) == 5
-    assert_that_files_are_whole(pubmed, server, 1, 3, 4, 5)
-    [line] = [record.getMessage() for record in caplog.records if "not fetched" in record.getMessage()]
-    reason = {"cut": "IncompleteRead", "wrong bytes": "wrong bytes: their md5 is ", 503: "503 Server Error"}[fault]
-    assert line.startswith(f"{server.base_url}baseline/{name(2)}: not fetched: {reason}") and "\n" not in line
+    assert_complete(pubmed, server, 1, 3, 4, 5)
+    [line] = [record.getMessage() for record in caplog.records if "not downloaded" in record.getMessage()]
+    reason = {"cut": "IncompleteRead", "wrong bytes": "wrong checksum: ", 503: "503 Server Error"}[fault]
+    assert line.startswith(f"{server.base_url}baseline/{name(2)}: not downloaded: {reason}") and "\n" not in line
 
     server.faults.clear()
     server.requests.clear()
     fetch("all")
     assert server.requested(".xml.gz") == [f"baseline/{name(2)}"]
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
-def test_waits_between_tries_double(server, fetch, caplog) -> None:
-    server.faults[f"baseline/{name(2)}"] = [503] * 100
+def waits(server: NcbiServer, path: str) -> list[float]:
+    """The seconds between the requests for a path."""
+    times = [time for requested, time in zip(server.requests, server.times, strict=True) if requested == path]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+@pytest.mark.parametrize("fault", [503, "wrong bytes"])
+def test_waits_between_tries_double(server, fetch, caplog, monkeypatch, fault) -> None:
+    monkeypatch.setattr(download, "BACKOFF", 0.05)
+    server.faults[f"baseline/{name(2)}"] = [fault] * 100
     with pytest.raises(UserError):
         fetch("2")
-    waits = [record.getMessage().rpartition("next try in ")[2] for record in caplog.records]
-    assert [wait for wait in waits if wait.endswith(" s")] == ["0.01 s", "0.02 s", "0.04 s", "0.08 s"]
+    expected = [0, 0.1, 0.2, 0.4]
+    assert all(wait >= least for wait, least in zip(waits(server, f"baseline/{name(2)}"), expected, strict=True))
+    announced = [record.getMessage().rpartition("next try in ")[2] for record in caplog.records]
+    assert [text for text in announced if text.endswith(" s")] == ["0 s", "0.1 s", "0.2 s", "0.4 s"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("path", ["baseline/", f"baseline/{name(1)}"])
+def test_the_server_decides_how_long_to_wait(server, pubmed, fetch, caplog, status, path) -> None:
+    server.faults[path] = [status]
+    server.retry_after = "1"
+    fetch("1")
+    [wait] = waits(server, path)
+    assert 1 <= wait < 5
+    assert f"try 1 of 5 failed: {status} " in caplog.text and "next try in 1 s" in caplog.text
+    assert_complete(pubmed, server, 1)
 
 
 @pytest.mark.parametrize("status", [403, 404])
 @pytest.mark.parametrize("ending", ["", ".md5"])
-def test_an_answer_that_no_try_can_mend_is_asked_for_once(server, pubmed, fetch, caplog, status, ending) -> None:
+def test_permanent_errors_are_not_tried_again(server, pubmed, fetch, caplog, status, ending) -> None:
     path = f"baseline/{name(2)}{ending}"
     server.faults[path] = [status] * 100
-    with pytest.raises(UserError, match="^1 of 3 files missing"):
+    with pytest.raises(UserError, match="^1 of 3 files are missing"):
         fetch("1-3")
     assert server.requests.count(path) == 1
-    assert_that_files_are_whole(pubmed, server, 1, 3)
-    assert f"{name(2)}: not fetched: {status} Client Error" in caplog.text
+    assert_complete(pubmed, server, 1, 3)
+    assert f"{name(2)}: not downloaded: {status} Client Error" in caplog.text
 
 
-def test_a_listing_that_is_not_there_is_an_error_that_names_it(server, fetch) -> None:
+def test_a_missing_listing_is_an_error_that_names_it(server, fetch) -> None:
     server.faults["updatefiles/"] = [404]
-    with pytest.raises(UserError, match=f"^{server.base_url}updatefiles/: no listing: 404 Client Error"):
+    with pytest.raises(UserError, match=f"^{server.base_url}updatefiles/: cannot read the listing: 404 Client Error"):
         fetch("1")
 
 
-def test_a_server_that_is_not_there_is_an_error_of_few_words(fetch) -> None:
+def test_a_missing_server_is_a_short_error(fetch) -> None:
     with serving(Path("nowhere")) as gone:
         address = gone.base_url
-    with pytest.raises(UserError, match=rf"^{address}baseline/: no listing: \[Errno \d+\] Connection refused$"):
+    with pytest.raises(
+        UserError, match=rf"^{address}baseline/: cannot read the listing: \[Errno \d+\] Connection refused$"
+    ):
         fetch("1", base_url=address)
 
 
 @pytest.mark.parametrize("path", ["baseline/", f"baseline/{name(1)}.md5", f"baseline/{name(1)}"])
-def test_a_silent_server_is_not_waited_for_for_ever(server, pubmed, fetch, caplog, monkeypatch, path) -> None:
+def test_a_silent_server_times_out(server, pubmed, fetch, caplog, monkeypatch, path) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.faults[path] = ["silent"]
     fetch("1")
     assert "timed out" in caplog.text
-    assert_that_files_are_whole(pubmed, server, 1)
+    assert_complete(pubmed, server, 1)
 
 
-def test_a_server_that_falls_silent_in_a_file_is_not_waited_for_for_ever(server, pubmed, fetch, monkeypatch) -> None:
+def test_a_server_that_falls_silent_within_a_file_times_out(server, pubmed, fetch, monkeypatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.gate.clear()
-    with pytest.raises(UserError, match="^1 of 1 files missing"):
+    with pytest.raises(UserError, match="^1 of 1 files are missing"):
         fetch("1")
     assert server.requests.count(f"baseline/{name(1)}") == 5
     assert data_files(pubmed) == []
 
 
 @pytest.mark.parametrize(
-    "sidecar",
+    "content",
     ["", "{md5}  {name}\n", "MD5(pubmed26n0002.xml.gz)= {md5}\n", "MD5({name})= 12ab\n", "<html>Please log in</html>"],
 )
-def test_a_sidecar_of_another_format_is_an_error_that_names_it(server, pubmed, fetch, caplog, sidecar) -> None:
+def test_a_checksum_file_in_another_format_is_an_error_that_names_it(server, pubmed, fetch, caplog, content) -> None:
     path = server.folder / "baseline" / f"{name(1)}.md5"
     md5 = path.read_text().split()[-1]
-    path.write_text(sidecar.format(md5=md5, name=name(1)))
-    with pytest.raises(UserError, match="^1 of 1 files missing"):
+    path.write_text(content.format(md5=md5, name=name(1)))
+    with pytest.raises(UserError, match="^1 of 1 files are missing"):
         fetch("1")
     expected = f"{server.base_url}baseline/{name(1)}.md5: expected one line `MD5({name(1)})= …`, got"
-    assert f"not fetched: {expected}" in caplog.text
+    assert f"not downloaded: {expected}" in caplog.text
     assert data_files(pubmed) == []
 
 
@@ -344,30 +370,30 @@ ODD_LINKS = [
 ]
 
 
-def test_links_that_are_no_plain_names_are_refused_and_lead_nowhere(server, pubmed, fetch, tmp_path, caplog) -> None:
-    (server.folder / "baseline" / name(1)).rename(server.folder / "kept")  # in the listing by its odd names alone
+def test_links_that_are_not_plain_names_are_ignored(server, pubmed, fetch, tmp_path, caplog) -> None:
+    (server.folder / "baseline" / name(1)).rename(server.folder / "kept")  # so that only the odd links lead to it
     server.odd_links = ODD_LINKS
     before = tree(tmp_path)
     fetch("all")
     assert sorted(set(tree(tmp_path)) - set(before))[:2] == ["home", "home/pubmed"]
-    assert_that_files_are_whole(pubmed, server, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 2, 3, 4, 5)
     assert [path for path in server.requests if "0001" in path] == []
     for link in ODD_LINKS:
-        assert (f"baseline/: refused {link!r}" in caplog.text) == link.endswith(".xml.gz")
+        assert (f"baseline/: ignored {link!r}" in caplog.text) == link.endswith(".xml.gz")
 
 
-def test_two_years_in_a_listing_are_refused(server, pubmed, fetch) -> None:
+def test_two_years_in_a_listing_are_rejected(server, pubmed, fetch) -> None:
     publish(server.folder, f"baseline/{name(7, year=25)}")
-    with pytest.raises(UserError, match=r"pubmed26n0001.xml.gz: of another year than .*pubmed25n0007.xml.gz: "):
+    with pytest.raises(UserError, match=r"pubmed26n0001.xml.gz: from another year than .*pubmed25n0007.xml.gz: "):
         fetch("1")
     assert not pubmed.exists()
 
 
-def test_a_baseline_of_one_year_and_updates_of_another_are_refused(server, pubmed, fetch) -> None:
+def test_a_baseline_of_one_year_and_updates_of_another_are_rejected(server, pubmed, fetch) -> None:
     for number in (4, 5):
         (server.folder / "updatefiles" / name(number)).unlink()
     publish(server.folder, f"updatefiles/{name(4, year=27)}")
-    with pytest.raises(UserError, match=r"pubmed27n0004.xml.gz: of another year than .*pubmed26n0001.xml.gz: "):
+    with pytest.raises(UserError, match=r"pubmed27n0004.xml.gz: from another year than .*pubmed26n0001.xml.gz: "):
         fetch("1")
     assert not pubmed.exists()
 
@@ -375,14 +401,14 @@ def test_a_baseline_of_one_year_and_updates_of_another_are_refused(server, pubme
 @pytest.mark.parametrize(
     "there", ["baseline/pubmed25n0001.xml.gz", "updatefiles/pubmed27n0009.xml", "pubmed25n0001.xml"]
 )
-def test_a_folder_with_files_of_another_year_is_refused_and_left_alone(server, pubmed, fetch, there) -> None:
+def test_a_folder_with_files_from_another_year_is_rejected_and_unchanged(server, pubmed, fetch, there) -> None:
     write_pubmed_file(pubmed / there, b"another year")
     before = tree(pubmed)
     with pytest.raises(UserError) as caught:
         fetch("all")
     assert str(caught.value) == (
-        f"{server.base_url}baseline/{name(1)}: of another year than {pubmed / there}: PubMed's files of one year "
-        "replace all earlier ones: remove the older ones, or name another folder"
+        f"{server.base_url}baseline/{name(1)}: from another year than {pubmed / there}: PubMed's files of one year "
+        "replace all earlier ones; remove the older ones or choose another folder"
     )
     assert tree(pubmed) == before
     assert server.requested(".gz") == []
@@ -397,7 +423,7 @@ def test_the_next_year_has_another_prefix_and_works_the_same(pubmed, tmp_path) -
 
 def test_a_number_listed_in_both_folders_is_an_error(server, fetch) -> None:
     publish(server.folder, f"updatefiles/{name(3)}")
-    message = f"updatefiles/{name(3)}: listed as baseline/{name(3)} too: one of them must be wrong$"
+    message = f"updatefiles/{name(3)}: is also listed as baseline/{name(3)}; only one of them can be right$"
     with pytest.raises(UserError, match=message):
         fetch("all")
 
@@ -408,29 +434,36 @@ def test_a_server_without_pubmed_files_is_an_error(fetch, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("connections", [1, 2, 4])
-def test_as_many_files_are_fetched_at_once_as_there_are_connections(server, pubmed, fetch, connections) -> None:
+def test_as_many_files_are_downloaded_in_parallel_as_there_are_connections(server, pubmed, fetch, connections) -> None:
     server.gate.clear()
-    # The answer that says no leaves its connection open: it must not count besides the one of the next try.
+    # The connection of the failed try must be reused or closed.
     server.faults[f"baseline/{name(1)}"] = [503]
     thread = threading.Thread(target=fetch, args=("all",), kwargs={"connections": connections})
     thread.start()
     wait_until(lambda: server.at_once == connections)
-    time.sleep(0.3)  # for one too many to come, and for those that have ended to close
+    time.sleep(0.3)  # time for another request to start, and for unused connections to close
     assert (server.at_once, server.open_connections) == (connections, connections)
-    assert data_files(pubmed) == []  # all of them half here
+    assert data_files(pubmed) == []  # they are all incomplete
     server.gate.set()
     thread.join()
     assert server.most_at_once == connections
-    assert_that_files_are_whole(pubmed, server, 1, 2, 3, 4, 5)
+    assert_complete(pubmed, server, 1, 2, 3, 4, 5)
 
 
-def test_two_files_are_fetched_at_once_by_default() -> None:
+def test_an_output_that_is_a_file_is_rejected(server, fetch, tmp_path) -> None:
+    (tmp_path / "pubmed").write_text("mine")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'pubmed'}: is a file"):
+        fetch("1", output=tmp_path / "pubmed")
+    assert (tmp_path / "pubmed").read_text() == "mine" and server.requests == []
+
+
+def test_two_files_are_downloaded_in_parallel_by_default() -> None:
     assert DownloadOptions(output=Path("pubmed"), files=["all"]).connections == 2
 
 
 def start(server: NcbiServer, pubmed: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, "--output", pubmed, "--base-url", server.base_url, *arguments]
-    # A shell in the background has its children ignore interrupts, which these must not.
+    # Children of a shell in the background ignore interrupts by default.
     return subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
@@ -440,19 +473,19 @@ def start(server: NcbiServer, pubmed: Path, *arguments: str) -> subprocess.Popen
 
 
 def stop_in_the_middle(server: NcbiServer, pubmed: Path, how: signal.Signals) -> tuple[int, str]:
-    """Start to download files 1 and 2, and end the process when a part of each is on disk."""
+    """Start to download files 1 and 2, and stop the process once part of each is on disk."""
     for number in (1, 2):
-        publish(server.folder, f"baseline/{name(number)}", size=4 * download.CHUNK_SIZE)
+        publish(server.folder, f"baseline/{name(number)}", size=4 * download.BLOCK_BYTES)
     server.gate.clear()
     process = start(server, pubmed, "--files", "1-2")
     wait_until(lambda: sum(path.stat().st_size > 0 for path in pubmed.glob("*/.*/*.gz")) == 2)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=20)  # less than the time after which a silent server is given up
+    _, errors = process.communicate(timeout=20)  # less than the timeout for a silent server
     server.gate.set()
     return process.returncode, errors
 
 
-def test_a_killed_run_leaves_nothing_under_a_files_name_and_the_next_one_completes(server, pubmed, run_script) -> None:
+def test_a_killed_run_leaves_no_incomplete_file_and_the_next_run_completes(server, pubmed, run_script) -> None:
     status, _ = stop_in_the_middle(server, pubmed, signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert data_files(pubmed) == []
@@ -461,10 +494,10 @@ def test_a_killed_run_leaves_nothing_under_a_files_name_and_the_next_one_complet
         find_pubmed_files(pubmed)
     done = run_script("download_pubmed", "--output", pubmed, "--files", "1-2", "--base-url", server.base_url)
     assert done.returncode == 0, done.stderr
-    assert_that_files_are_whole(pubmed, server, 1, 2)
+    assert_complete(pubmed, server, 1, 2)
 
 
-def test_an_interrupted_run_ends_at_once_in_one_line_and_leaves_nothing(server, pubmed) -> None:
+def test_an_interrupted_run_ends_at_once_with_one_line_and_leaves_nothing(server, pubmed) -> None:
     status, errors = stop_in_the_middle(server, pubmed, signal.SIGINT)
     assert status == 130
     assert errors.endswith("\ninterrupted\n") and "Traceback" not in errors
@@ -479,23 +512,23 @@ def test_the_script_shows_terms_files_and_bytes(server, pubmed, run_script) -> N
     assert done.stderr.count("https://www.nlm.nih.gov/databases/download/terms_and_conditions.html") == 1
     size = sum(path.stat().st_size for path in pubmed.rglob("*.xml.gz"))
     assert f"3/3 files: 100%|██████████| {size / 1000:.1f}k/{size / 1000:.1f}k [" in done.stderr
-    assert done.stderr.endswith(f"{pubmed}: all 3 files are there and verified\n")
-    assert_that_files_are_whole(pubmed, server, 3, 4, 5)
+    assert done.stderr.endswith(f"{pubmed}: all 3 files are complete and verified\n")
+    assert_complete(pubmed, server, 3, 4, 5)
 
 
-def test_the_scripts_errors_are_one_line_and_a_status(server, pubmed, run_script) -> None:
+def test_errors_of_the_script_are_one_line_and_a_status(server, pubmed, run_script) -> None:
     arguments = ("--output", pubmed, "--base-url", server.base_url)
     done = run_script("download_pubmed", *arguments, "--files", "1-20")
-    message = "error: files: 1-20: no file 6 is listed: there are 1 to 5\n"
+    message = "error: files: 1-20: no file 6 is listed; the numbers are 1 to 5\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
     server.faults[f"baseline/{name(1)}"] = [404]
     done = run_script("download_pubmed", *arguments, "--files", "1-2")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert lines[-1] == "error: 1 of 2 files missing (see above): run the command again for the rest"
-    assert sum(f"{name(1)}: not fetched: 404 Client Error: Not Found" in line for line in lines) == 1
-    assert_that_files_are_whole(pubmed, server, 2)
+    assert lines[-1] == "error: 1 of 2 files are missing (see above); run the command again"
+    assert sum(f"{name(1)}: not downloaded: 404 Client Error: Not Found" in line for line in lines) == 1
+    assert_complete(pubmed, server, 2)
 
 
 def test_a_full_disk_ends_the_run_with_one_line_that_names_the_file(server, small_disk, run_script) -> None:
@@ -504,6 +537,6 @@ def test_a_full_disk_ends_the_run_with_one_line_that_names_the_file(server, smal
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: {small_disk}/baseline/pubmed26n000") and "no space left" in last.lower()
-    assert len(server.requested(".xml.gz")) < 5  # what comes later would fare no better
+    assert len(server.requested(".xml.gz")) < 5  # later files would fail too
     for path in data_files(small_disk):
         assert (small_disk / path).read_bytes() == (server.folder / path).read_bytes()

@@ -120,7 +120,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
     monkeypatch.setattr(evaluation_set, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 

@@ -1,4 +1,4 @@
-"""English is told from other languages on what NCBI itself marks, and whatever is in doubt counts as English."""
+"""English is distinguished from the languages that NCBI itself marks; texts in doubt count as English."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ from lxml import etree
 from healthslm.corpus.language import is_english
 from healthslm.corpus.markup import inner_text
 
-# The same finding in languages that PubMed's abstracts come in.
+# The same statement in languages of PubMed's abstracts.
 FOREIGN = {
     "Spanish": "El objetivo del estudio fue determinar la prevalencia de la hipertensión arterial en adultos mayores. "
     "Se incluyeron todos los pacientes que acudieron a la consulta durante un año y se midió la presión dos veces.",
@@ -41,27 +41,27 @@ ENGLISH = (
 
 
 def other_abstracts(path) -> list[tuple[str, str]]:
-    """The abstracts that NCBI gives beside the English one, with their languages."""
+    """The abstracts that NCBI gives in addition to the English one, with their languages."""
     with gzip.open(path) as file:
         found = []
         for _, element in etree.iterparse(file, tag="OtherAbstract"):
-            text = " ".join(inner_text(part) for part in element.findall("AbstractText"))
+            text = " ".join(inner_text(section) for section in element.findall("AbstractText"))
             found.append((element.get("Language"), text))
             element.clear()
     return found
 
 
 @pytest.mark.parametrize("language", FOREIGN)
-def test_other_languages_are_no_english(language):
+def test_other_languages_are_not_english(language):
     assert not is_english(FOREIGN[language])
 
 
 @pytest.mark.parametrize("text", IN_DOUBT)
-def test_what_is_no_prose_counts_as_english(text):
+def test_text_that_is_not_prose_counts_as_english(text):
     assert is_english(text)
 
 
-def test_a_text_that_goes_on_in_another_language_is_no_english():
+def test_a_text_that_continues_in_another_language_is_not_english():
     assert is_english(ENGLISH * 10)
     assert not is_english(ENGLISH * 10 + FOREIGN["Spanish"] * 5)
     assert not is_english(FOREIGN["Spanish"] * 5 + ENGLISH * 10)
@@ -75,7 +75,7 @@ def test_capitals_and_foreign_names_do_not_matter():
 
 
 @pytest.mark.slow
-def test_abstracts_that_ncbi_marks_as_of_another_language_are_no_english(test_data):
+def test_abstracts_that_ncbi_marks_as_another_language_are_not_english(test_data):
     foreign = [
         text
         for path in sorted((test_data / "pubmed/baseline").glob("*.xml.gz"))
@@ -86,7 +86,7 @@ def test_abstracts_that_ncbi_marks_as_of_another_language_are_no_english(test_da
     assert [text for text in foreign if is_english(text)] == []
 
 
-def test_questions_and_dialogues_known_to_be_english_are(test_data):
+def test_abstracts_and_dialogues_known_to_be_english_are_english(test_data):
     with (test_data / "pubmedqa/test.jsonl").open(encoding="utf-8") as file:
         abstracts = ["\n".join(json.loads(line)["CONTEXTS"]) for line in file]
     dialogues = pq.read_table(test_data / "corpus/train-clinical-00.parquet", columns=["text"])["text"].to_pylist()

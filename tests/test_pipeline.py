@@ -1,4 +1,4 @@
-"""The same stage on one machine, on Slurm and on Ray gives the same bytes; what has been done is not done again."""
+"""A stage writes the same bytes on one machine, on Slurm and on Ray, and does not repeat finished work."""
 
 import json
 import shutil
@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import slurm
+from loguru import logger
 
+from healthslm.corpus import build as build_module
 from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.errors import UserError
 
@@ -24,7 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def made(root: Path) -> dict[str, bytes]:
-    """All that a build leaves, but for its logs."""
+    """All files that a build writes, except its logs."""
     return {name: content for name, content in contents(root).items() if name.startswith(FOLDERS)}
 
 
@@ -41,7 +43,7 @@ def local(tmp_path_factory) -> Path:
     return root
 
 
-def test_slurm_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
+def test_slurm_writes_the_same_bytes_as_one_machine(local, tmp_path, run_script):
     environment = slurm.install(tmp_path / "slurm")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -50,7 +52,7 @@ def test_slurm_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
     )
     done = run_script("build_corpus", "--recipe", recipe, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "handed to Slurm" in done.stderr
+    assert "submitted to Slurm" in done.stderr
     assert made(tmp_path) == made(local)
 
     scripts = sorted((tmp_path / "slurm" / "jobs").glob("*.sh"), key=lambda path: int(path.stem))
@@ -67,7 +69,7 @@ def test_slurm_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
         assert f"--dependency=afterok:{earlier.stem}" in later.with_suffix(".options").read_text()
 
 
-def test_a_job_that_fails_on_slurm_stops_those_behind_it_and_says_why(tmp_path, run_script):
+def test_a_failed_slurm_job_stops_the_next_jobs_and_records_the_reason(tmp_path, run_script):
     environment = slurm.install(tmp_path / "slurm")
     shutil.copytree(SAMPLE, tmp_path / "pubmed")
     (tmp_path / "pubmed" / "pubmedsample26n0002.xml").write_text("<PubmedArticleSet><Pubmed")
@@ -79,20 +81,20 @@ def test_a_job_that_fails_on_slurm_stops_those_behind_it_and_says_why(tmp_path, 
     assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
 
 
-def test_slurm_wants_a_partition_and_a_time(tmp_path):
-    with pytest.raises(UserError, match="executor_settings do not fit the executor slurm: .*'time' and 'partition'"):
+def test_slurm_needs_a_partition_and_a_time(tmp_path):
+    with pytest.raises(UserError, match="executor_settings: wrong for the executor slurm: .*'time' and 'partition'"):
         build(tmp_path, executor="slurm")
 
 
 @pytest.mark.slow
-def test_ray_gives_the_bytes_of_one_machine(local, tmp_path, run_script):
+def test_ray_writes_the_same_bytes_as_one_machine(local, tmp_path, run_script):
     arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--validation-fraction", 0.1]
     done = run_script("build_corpus", *arguments, "--executor", "ray", "--executor-settings", '{"mem_per_cpu_gb": 0.5}')
     assert done.returncode == 0, done.stderr
     assert made(tmp_path) == made(local)
 
 
-def test_one_damaged_file_leaves_the_work_on_the_others_done(tmp_path):
+def test_a_damaged_file_does_not_undo_the_work_on_the_others(tmp_path):
     shutil.copytree(SAMPLE, tmp_path / "pubmed")
     damaged = [tmp_path / "pubmed" / f"pubmedsample26n000{number}.xml" for number in (2, 3)]
     whole = [path.read_bytes() for path in damaged]
@@ -109,8 +111,8 @@ def test_one_damaged_file_leaves_the_work_on_the_others_done(tmp_path):
     assert (tmp_path / "corpus" / "report.json").exists()
 
 
-def test_an_update_joins_without_the_other_files_being_read_again(local, tmp_path):
-    """Their records and signatures stay untouched, and all comes out as from a build of all three files."""
+def test_an_update_is_added_without_reading_the_other_files_again(local, tmp_path):
+    """Their records and signatures are not touched, and the result is that of a build from all three files."""
     pubmed = tmp_path / "pubmed"
     pubmed.mkdir()
     first, second, third = sorted(SAMPLE.glob("*.xml"))
@@ -126,7 +128,7 @@ def test_an_update_joins_without_the_other_files_being_read_again(local, tmp_pat
     assert made(tmp_path) == made(local)
 
 
-def test_a_change_of_the_input_or_the_options_is_noticed(local, tmp_path):
+def test_changed_options_rebuild_the_corpus(local, tmp_path):
     shutil.copytree(local, tmp_path / "root")
     root = tmp_path / "root"
     build(root, min_words=60)
@@ -135,14 +137,44 @@ def test_a_change_of_the_input_or_the_options_is_noticed(local, tmp_path):
     assert made(root) == made(local) != changed
 
 
-def test_statistics_and_logs_of_each_task_stay(local):
+@pytest.mark.parametrize(
+    ("version", "rebuilt"),
+    [
+        ("RECORDS_VERSION", {"records", "signatures", "corpus"}),
+        ("SIGNATURES_VERSION", {"signatures", "corpus"}),
+        ("CORPUS_VERSION", {"corpus"}),
+    ],
+)
+def test_a_new_format_version_makes_its_files_again_and_those_that_depend_on_them(
+    local, tmp_path, monkeypatch, version, rebuilt
+):
+    root = Path(shutil.copytree(local, tmp_path / "root"))
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet") if ".work" not in str(path)}
+    monkeypatch.setattr(build_module, version, getattr(build_module, version) + 1)
+    build(root)
+    changed = {path.relative_to(root).parts[0] for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == rebuilt
+
+
+def test_the_loguru_handlers_of_the_calling_program_are_kept_and_get_no_messages_of_ours(tmp_path):
+    messages = []
+    handler = logger.add(messages.append, format="{message}")
+    try:
+        build(tmp_path)
+        logger.info("after the build")
+    finally:
+        logger.remove(handler)
+    assert messages == ["after the build\n"]
+
+
+def test_statistics_and_logs_of_each_task_are_kept(local):
     logs = local / "corpus.work" / "logs"
     for step in ("parse", "screen", "write"):
         assert len(list((logs / step / "stats").glob("*.json"))) == 3
         assert len(list((logs / step / "logs").glob("*.log"))) == 3
 
 
-def test_one_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
+def test_one_progress_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
     arguments = ["--pubmed", SAMPLE, "--output", tmp_path / "corpus", "--validation-fraction", 0.1]
     done = run_script("build_corpus", *arguments, "--workers", 1)
     assert done.returncode == 0, done.stderr
@@ -151,7 +183,7 @@ def test_one_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
     assert {line.split("/")[1].split(" ")[0] for line in bars} == {"11"}
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_a_line(tmp_path):
+def test_a_killed_worker_ends_the_run_with_one_line(tmp_path):
     rows = [{"text": f"{' '.join(f'word{n}x{m}' for m in range(60))}"} for n in range(20_000)]
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -172,5 +204,5 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(tmp_path):
     busiest.kill()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: a process was killed, perhaps for want of memory" in stderr.splitlines()[-1]
+    assert "error: a process was killed, probably because memory ran out" in stderr.splitlines()[-1]
     assert not (tmp_path / "corpus").exists()

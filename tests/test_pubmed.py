@@ -1,4 +1,4 @@
-"""PubMed's XML gives every record whole, with its own PMID, and says which file is damaged and where."""
+"""Every record of PubMed's XML is read completely, with its own PMID; damage is reported with file and record."""
 
 import gzip
 import re
@@ -45,7 +45,7 @@ def abstract(record: dict) -> str:
 
 @dataclass
 class Expected:
-    """What another parser reads of a record."""
+    """A record as another parser reads it."""
 
     pmid: int
     version: int
@@ -87,7 +87,7 @@ def plain_text(element: Element | None) -> str:
 
 
 def assert_says(text: str, element: Element) -> None:
-    """The same text; where it has superscripts or formulas, the same letters and digits in any order."""
+    """Check for the same text or, if it has superscripts or formulas, the same letters and digits in any order."""
     expected = plain_text(element)
     if any("sup" in child.tag or "math" in child.tag for child in element.iter()):
         assert letters(text) == letters(expected)
@@ -183,7 +183,7 @@ def test_formulas_read_as_text(formula, text):
     assert inner_text(etree.fromstring(xml)) == f"at {text} it"
 
 
-def test_scripts_in_front_of_a_symbol_of_a_real_formula_stay_there(test_data):
+def test_prescripts_of_a_real_formula_come_before_their_symbol(test_data):
     (record,) = read_records(test_data / "pubmed" / "samples" / "pubmed7.xml")
     assert "(1) inhaled 3He/129Xe MRI ventilation" in abstract(record)
     assert "ultrashort echo-time 1H MRI proton density" in abstract(record)
@@ -201,11 +201,11 @@ def test_scripts_in_front_of_a_symbol_of_a_real_formula_stay_there(test_data):
         ("", "", False),
     ],
 )
-def test_titles_lose_the_brackets_of_a_translation_and_no_other(title, cleaned, is_translation):
+def test_titles_lose_only_the_brackets_of_a_translation(title, cleaned, is_translation):
     assert clean_title(title) == (cleaned, is_translation)
 
 
-def test_titles_of_the_sample_are_translated_missing_or_begin_with_a_bracket_of_their_own():
+def test_translated_missing_and_bracketed_titles_of_the_sample():
     records = sample_records()
     assert records[8, 1]["title"] == "Treatment of chronic ankle instability with balance training."
     assert records[8, 1]["title_translated"]
@@ -232,7 +232,7 @@ def test_sections_keep_their_labels_and_categories():
     assert records[21, 1]["sections"][0]["label"] == "UNASSIGNED"
 
 
-def test_other_abstracts_and_copyright_are_no_part_of_the_abstract():
+def test_the_abstract_leaves_out_other_abstracts_and_copyright():
     records = sample_records()
     assert "OtherAbstract" not in abstract(records[9, 1])
     assert "Copyright" not in abstract(records[1, 1]) and "©" not in abstract(records[29, 1])
@@ -252,7 +252,7 @@ def test_only_a_notice_of_retraction_marks_a_record_as_retracted_in():
     assert marked == [16]  # number 17 has RetractionOf, 19 CommentOn
 
 
-def test_cited_articles_are_no_records_of_their_own():
+def test_cited_articles_are_not_records():
     first = list(read_records(SAMPLE / "pubmedsample26n0001.xml"))
     assert [record["pmid"] - 99_000_000 for record in first] == [*range(1, 25), 24, *range(26, 61)]
 
@@ -270,7 +270,7 @@ def test_markup_of_real_abstracts_reads_as_text(test_data, name, said):
     assert said in abstract(record)
 
 
-def test_cited_articles_of_a_long_list_are_no_records(test_data):
+def test_cited_articles_of_a_long_list_are_not_records(test_data):
     path = test_data / "pubmed" / "samples" / "pubmed_37041114.xml"
     assert path.read_text().count("<Reference>") > 100
     assert [record["pmid"] for record in read_records(path)] == [37041114]
@@ -285,7 +285,7 @@ def test_a_later_file_has_a_second_version_and_a_deletion(test_data):
     assert second == [(1001, 2, False), (1002, 1, True)]
 
 
-def test_a_real_title_that_is_not_available_is_none(test_data):
+def test_a_real_title_that_is_not_available_is_empty(test_data):
     titles = [record["title"] for record in read_records(test_data / "pubmed" / "samples" / "pubmed25n0004.xml")]
     assert titles == ["Quality: link with effectiveness.", ""]
 
@@ -306,10 +306,10 @@ def test_deletions_are_records_too():
     ]
 
 
-def citation(title: str = "", pmid: str = "7", behind: str = "") -> str:
+def citation(title: str = "", pmid: str = "7", after: str = "") -> str:
     return (
         f"<PubmedArticle><MedlineCitation><PMID>{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle></Article>"
-        f"{behind}</MedlineCitation></PubmedArticle>"
+        f"{after}</MedlineCitation></PubmedArticle>"
     )
 
 
@@ -317,13 +317,13 @@ def file_of(*citations: str, head: str = "") -> str:
     return f"{head}<PubmedArticleSet>{''.join(citations)}</PubmedArticleSet>"
 
 
-def titles_until_refusal(path: Path) -> tuple[list[str], str]:
-    """The titles of the records in front of the place where the file is refused, and the refusal."""
+def titles_until_error(path: Path) -> tuple[list[str], str]:
+    """The titles of the records before an error, and the error message."""
     titles = []
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as caught:
         titles.extend(record["title"] for record in read_records(path))
-    assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
-    return titles, str(refusal.value).removeprefix(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    return titles, str(caught.value).removeprefix(f"{path}: ")
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
-        with pytest.raises(BlockingIOError):  # nobody has called
+        with pytest.raises(BlockingIOError):  # no connection was made
             server.accept()
 
 
@@ -348,14 +348,14 @@ def listener() -> Iterator[socket.socket]:
     ids=["file", "network", "parameter from network", "parameter from file", "billion laughs", "none"],
 )
 @pytest.mark.parametrize("title", ["no reference", "&e;", "&e11;", '<i x="&e11;">attribute</i>'])
-def test_a_file_that_may_declare_entities_is_refused(tmp_path, listener, declarations, title):
+def test_a_file_that_may_declare_entities_is_rejected(tmp_path, listener, declarations, title):
     secret = tmp_path / "secret.txt"
     secret.write_text('<!ENTITY e "secret">')
     names = {"file": secret.as_uri(), "url": f"http://127.0.0.1:{listener.getsockname()[1]}/pubmed.dtd"}
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation(title), head=f"<!DOCTYPE PubmedArticleSet [{declarations.format(**names)}]>"))
-    titles, refusal = titles_until_refusal(path)
-    assert titles == [] and refusal.startswith("record 1 is not reached: the file does not begin with")
+    titles, error = titles_until_error(path)
+    assert titles == [] and error.startswith("record 1 cannot be reached: the file does not begin with")
 
 
 @pytest.mark.parametrize("identifier", ['SYSTEM "{}"', 'PUBLIC "-//NLM//DTD PubMedArticle//EN" "{}"'])
@@ -366,9 +366,9 @@ def test_the_dtd_of_a_file_is_not_read(tmp_path, listener, identifier):
     for address in (dtd.as_uri(), f"http://127.0.0.1:{listener.getsockname()[1]}/pubmed.dtd"):
         head = f'<?xml version="1.0"?><!DOCTYPE PubmedArticleSet {identifier.format(address)}>'
         path.write_text(file_of(citation("plain"), citation("&e;"), citation("more"), head=head))
-        assert titles_until_refusal(path) == (
+        assert titles_until_error(path) == (
             ["plain"],
-            "damaged XML, after record 1: Entity 'e' not defined: fetch it again",
+            "damaged XML after record 1: Entity 'e' not defined; download it again",
         )
 
 
@@ -401,24 +401,24 @@ print(count)
 
 
 def read_in_memory_of(mebibytes: int, path: Path) -> tuple[str, int]:
-    """The refusal and the number of records in front of it, in a process that cannot have more memory."""
+    """The error message, and the number of records before it, in a process with limited memory."""
     command = [sys.executable, "-c", READ_ALL, str(path), str(mebibytes * 2**20)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    *refusal, count = run.stdout.splitlines()
-    return "\n".join(refusal), int(count)
+    *error, count = run.stdout.splitlines()
+    return "\n".join(error), int(count)
 
 
 @pytest.mark.parametrize("name", HALF_GIBIBYTE_OF)
-def test_a_decompression_bomb_is_refused_in_little_memory(tmp_path, name):
+def test_a_decompression_bomb_is_rejected_in_little_memory(tmp_path, name):
     beginning, filling = HALF_GIBIBYTE_OF[name]
     path = tmp_path / "bomb.xml.gz"
     member = gzip.compress(filling * (2**23 // len(filling)), compresslevel=6)
     path.write_bytes(gzip.compress(beginning) + 64 * member)
-    refusal, count = read_in_memory_of(256, path)
-    reason = {"citations": "is not reached: the file expands to more than 100 times its size"}.get(
-        name, "is (not reached|longer than 12,582,912 bytes of XML)"
+    error, count = read_in_memory_of(256, path)
+    reason = {"citations": "cannot be reached: the file expands to more than 100 times its size"}.get(
+        name, "(cannot be reached|is longer than 12,582,912 bytes of XML)"
     )
-    assert re.match(rf"{path}: record {count + 1:,} {reason}", refusal)
+    assert re.match(rf"{path}: record {count + 1:,} {reason}", error)
 
 
 @pytest.mark.slow
@@ -431,13 +431,13 @@ def test_the_longest_citation_is_read_in_less_than_a_gibibyte(tmp_path, filling)
     assert read_in_memory_of(1024, path) == ("", 1)
 
 
-@pytest.mark.parametrize("kind", ["citation", "comment behind the last"])
-def test_a_citation_that_is_too_long_is_refused_by_its_number(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["citation", "comment after the last"])
+def test_a_citation_that_is_too_long_is_rejected_by_number(tmp_path, kind):
     too_long = citation("<i>x</i>" * (MAX_CITATION_BYTES // 7)) if kind == "citation" else f"<!--{' ' * 2**24}-->"
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation("one"), citation("two"), too_long))
-    titles, refusal = titles_until_refusal(path)
-    assert titles == ["one", "two"] and refusal == "record 3 is longer than 12,582,912 bytes of XML"
+    titles, error = titles_until_error(path)
+    assert titles == ["one", "two"] and error == "record 3 is longer than 12,582,912 bytes of XML"
 
 
 @pytest.mark.parametrize(
@@ -452,29 +452,29 @@ def test_a_citation_that_is_too_long_is_refused_by_its_number(tmp_path, kind):
         (citation("<i>not closed"), "tag mismatch"),
         (citation("]]>"), "not allowed"),
         (citation("&eacute;"), "Entity 'eacute' not defined"),
-        (citation(behind="<KeywordList><Keyword></KeywordList>"), "tag mismatch"),
-        (citation(behind="<KeywordList>"), "tag mismatch"),
-        (citation(behind="<KeywordList>\udcff</KeywordList>"), "bytes in character encoding"),
-        (citation(behind="</Keyword>"), "tag mismatch"),
+        (citation(after="<KeywordList><Keyword></KeywordList>"), "tag mismatch"),
+        (citation(after="<KeywordList>"), "tag mismatch"),
+        (citation(after="<KeywordList>\udcff</KeywordList>"), "bytes in character encoding"),
+        (citation(after="</Keyword>"), "tag mismatch"),
     ],
     ids=lambda value: value if len(value) < 80 else None,
 )
-def test_damage_is_found_wherever_it_stands(tmp_path, damage, reason):
+def test_damage_is_found_anywhere(tmp_path, damage, reason):
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation("one"), damage, citation("three")), errors="surrogateescape")
-    titles, refusal = titles_until_refusal(path)
-    assert titles == ["one"] and refusal.startswith("damaged XML, after record 1: ") and reason in refusal
+    titles, error = titles_until_error(path)
+    assert titles == ["one"] and error.startswith("damaged XML after record 1: ") and reason in error
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32", "cp037"])
-def test_another_encoding_than_utf_8_is_refused(tmp_path, encoding):
+def test_other_encodings_than_utf_8_are_rejected(tmp_path, encoding):
     path = tmp_path / "a.xml"
     path.write_bytes(file_of(citation("é"), head=f'<?xml version="1.0" encoding="{encoding}"?>').encode(encoding))
-    titles, refusal = titles_until_refusal(path)
-    assert titles == [] and "XML in UTF-8" in refusal
+    titles, error = titles_until_error(path)
+    assert titles == [] and "XML declaration in UTF-8" in error
 
 
-def test_a_byte_order_mark_and_comments_are_no_damage(tmp_path):
+def test_a_byte_order_mark_and_comments_are_accepted(tmp_path):
     path = tmp_path / "a.xml"
     head = '\ufeff<?xml version="1.0" encoding="UTF-8"?>\n<!-- a --><!DOCTYPE PubmedArticleSet>\n<!-- b -->\n'
     title = "A <b>bold</b><!-- c --> title &amp; <?pmcsd ?>more <![CDATA[<b>]]> &#233;"
@@ -486,7 +486,7 @@ AUTHORS = '<AuthorList CompleteYN="Y"><Author><LastName>x</LastName></Author></A
 
 
 @pytest.mark.parametrize(
-    "behind",
+    "after",
     [
         "",
         "<MedlineCitation><PMID>8</PMID></MedlineCitation>",
@@ -507,40 +507,40 @@ AUTHORS = '<AuthorList CompleteYN="Y"><Author><LastName>x</LastName></Author></A
         "<MedlineCitation><PMID>9</PMID>",
     ],
 )
-def test_no_citation_hides_behind_what_is_not_read(tmp_path, behind):
+def test_no_citation_is_lost_in_the_pieces_that_are_skipped(tmp_path, after):
     path = tmp_path / "a.xml"
     data = f"<PubmedData>{AUTHORS}</PubmedData></PubmedArticle>"
-    path.write_text(file_of(*[citation(AUTHORS, behind=behind).replace("</PubmedArticle>", data)] * 3))
+    path.write_text(file_of(*[citation(AUTHORS, after=after).replace("</PubmedArticle>", data)] * 3))
     set_of_citations = etree.parse(path).getroot()
     expected = set_of_citations.xpath("*/MedlineCitation/PMID | */BookDocument/PMID | DeleteCitation/PMID")
     try:
         assert [record["pmid"] for record in read_records(path)] == [int(pmid.text) for pmid in expected]
     except UserError as error:
-        assert "damaged XML, after record " in str(error)
+        assert "damaged XML after record " in str(error)
 
 
 @pytest.mark.parametrize(
     "pmid", ["seven", "", "²", "٣", "-1", "1" * 19, "1" * 5000, '7</PMID><PMID Version="x">8', "<i>7</i>"]
 )
-def test_a_pmid_that_is_no_number_is_refused(tmp_path, pmid):
+def test_a_pmid_that_is_not_a_number_is_rejected(tmp_path, pmid):
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation("one"), citation("two", pmid=pmid)))
     if "Version" in pmid:  # the first PMID counts
         assert [record["pmid"] for record in read_records(path)] == [7, 7]
         return
-    titles, refusal = titles_until_refusal(path)
-    assert titles == ["one"] and refusal.startswith("record 2 has no PMID")
+    titles, error = titles_until_error(path)
+    assert titles == ["one"] and error.startswith("record 2 has no PMID")
 
 
 @pytest.mark.parametrize("version", ["", "x", "²", "1.5", "9" * 10])
 @pytest.mark.parametrize("element", ["MedlineCitation", "DeleteCitation"])
-def test_a_version_that_is_no_number_is_refused(tmp_path, version, element):
+def test_a_version_that_is_not_a_number_is_rejected(tmp_path, version, element):
     pmid = f'<PMID Version="{version}">8</PMID>'
     wrong = f"<{element}>{pmid}</{element}>"
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation("one"), wrong))
-    titles, refusal = titles_until_refusal(path)
-    assert titles == ["one"] and refusal.startswith("record 2 has no PMID and version")
+    titles, error = titles_until_error(path)
+    assert titles == ["one"] and error.startswith("record 2 has no PMID and version")
 
 
 @pytest.mark.parametrize(
@@ -563,19 +563,19 @@ def test_a_date_without_a_plausible_year_has_none(tmp_path, date, year):
 
 
 @pytest.mark.parametrize("kind", ["PubmedArticlf", "Reference"])
-def test_an_element_that_is_no_citation_is_not_passed_over(tmp_path, kind):
+def test_an_element_that_is_not_a_citation_is_an_error(tmp_path, kind):
     path = tmp_path / "a.xml"
     path.write_text(file_of(citation("one"), citation("two").replace("PubmedArticle", kind), citation("three")))
-    titles, refusal = titles_until_refusal(path)
-    assert titles == ["one"] and refusal == f"record 2 is no citation but an element {kind}"
+    titles, error = titles_until_error(path)
+    assert titles == ["one"] and error == f"record 2 is not a citation but an element {kind}"
 
 
 PLAIN = (SAMPLE / "pubmedsample26n0001.xml").read_bytes()
-COMPRESSED = gzip.compress(PLAIN, mtime=0)  # its checksum stands at [-8:-4]
+COMPRESSED = gzip.compress(PLAIN, mtime=0)  # its checksum is at [-8:-4]
 ONE = file_of(citation("one")).encode()
 
 
-def test_a_gzip_file_may_have_several_members_and_zeros_behind_them(tmp_path):
+def test_a_gzip_file_may_have_several_members_and_zeros_after_them(tmp_path):
     path = tmp_path / "a.xml.gz"
     path.write_bytes(
         b"".join(gzip.compress(PLAIN[at : at + 10], mtime=0) for at in range(0, 2000, 10))
@@ -588,32 +588,32 @@ def test_a_gzip_file_may_have_several_members_and_zeros_behind_them(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xml.gz", COMPRESSED[: len(COMPRESSED) // 2], "cut short, after record [1-9]"),
-        ("a.xml.gz", COMPRESSED[:-3], "cut short, after record 6"),
+        ("a.xml.gz", COMPRESSED[: len(COMPRESSED) // 2], "truncated after record [1-9]"),
+        ("a.xml.gz", COMPRESSED[:-3], "truncated after record 6"),
         ("a.xml.gz", COMPRESSED[:9_000] + bytes(500) + COMPRESSED[9_500:], "damaged"),
-        ("a.xml.gz", COMPRESSED[:-8] + bytes(4) + COMPRESSED[-4:], "damaged gzip file, after record .*CRC"),
-        ("a.xml.gz", COMPRESSED + b"more", "damaged gzip file, after record .*Not a gzipped file"),
-        ("a.xml.gz", b"<html>moved</html>", "damaged gzip file, after record 0"),
-        ("a.xml.gz", b"", "record 1 is not reached"),
-        ("a.xml.gz", gzip.compress(b"", mtime=0), "record 1 is not reached"),
-        ("a.xml", b"", "record 1 is not reached"),
-        ("a.xml", PLAIN[:60_000], "damaged XML, after record 2"),
-        ("a.xml", b"<PubmedArticleSet><Pubmed", "damaged XML, after record 0"),
-        ("a.xml", b"<PubmedArticleSet/>", "record 1 is not reached"),
+        ("a.xml.gz", COMPRESSED[:-8] + bytes(4) + COMPRESSED[-4:], "damaged gzip file after record .*CRC"),
+        ("a.xml.gz", COMPRESSED + b"more", "damaged gzip file after record .*Not a gzipped file"),
+        ("a.xml.gz", b"<html>moved</html>", "damaged gzip file after record 0"),
+        ("a.xml.gz", b"", "record 1 cannot be reached"),
+        ("a.xml.gz", gzip.compress(b"", mtime=0), "record 1 cannot be reached"),
+        ("a.xml", b"", "record 1 cannot be reached"),
+        ("a.xml", PLAIN[:60_000], "damaged XML after record 2"),
+        ("a.xml", b"<PubmedArticleSet><Pubmed", "damaged XML after record 0"),
+        ("a.xml", b"<PubmedArticleSet/>", "record 1 cannot be reached"),
         ("a.xml", b"<PubmedArticleSet></PubmedArticleSet>", "record 1 is missing"),
-        ("a.xml", ONE + b"<more/>", "damaged XML, after record 1"),
+        ("a.xml", ONE + b"<more/>", "damaged XML after record 1"),
         ("a.xml", b"<html>moved</html>", "record 1 is missing: .* root element is html"),
         ("a.xml", ONE.replace(b"<PMID>7</PMID>", b""), "record 1 has no PMID"),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_refused_by_name_and_place(tmp_path, name, content, message):
+def test_a_damaged_file_is_rejected_with_its_name_and_the_record(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    assert re.search(message, titles_until_refusal(path)[1])
+    assert re.search(message, titles_until_error(path)[1])
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    assert titles_until_refusal(tmp_path / "a.xml")[1] == "cannot be read: No such file or directory"
+def test_a_missing_file_is_rejected_by_name(tmp_path):
+    assert titles_until_error(tmp_path / "a.xml")[1] == "cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("text", ["", " ", "a b", " a b", "a  b", "a\tb", "a\nb ", "a\rb", "ä\u2009b", "\u00a0a\u3000"])

@@ -250,7 +250,7 @@ def test_a_file_that_is_missing_or_of_another_format_is_refused(model_folder, tm
 
 
 def test_a_model_that_is_missing_is_refused(questions_file, tmp_path):
-    with pytest.raises(UserError, match="no tokenizer in this folder"):
+    with pytest.raises(UserError, match="missing: no such folder or tokenizer on the Hub"):
         measure_pubmedqa(tmp_path / "missing", questions_file)
 
 

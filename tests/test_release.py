@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line import parse
-from healthslm.corpus.data_card import DataCardOptions, describe_corpus
+from healthslm.data_card.describe import DataCardOptions, describe_corpus
 from healthslm.errors import UserError
 from healthslm.evaluation.figures import FIGURES, TRAINING
 from healthslm.evaluation.measures import MEASURES

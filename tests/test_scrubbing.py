@@ -1,4 +1,4 @@
-"""Scrubbing takes copyright notices and e-mail addresses out of real abstracts, and nothing that they report."""
+"""Scrubbing removes copyright notices and e-mail addresses from real abstracts, and none of their content."""
 
 import itertools
 import random
@@ -66,28 +66,28 @@ def abstracts(test_data) -> list[str]:
 
 
 @pytest.mark.parametrize("notice", NOTICES)
-def test_a_notice_goes_from_the_end_from_a_line_and_from_the_beginning(notice):
+def test_a_notice_is_removed_at_the_end_on_a_line_and_at_the_beginning(notice):
     assert scrub(f"{SENTENCE} {notice}") == SENTENCE
     assert scrub(f"{SENTENCE}\n{notice}\n{SENTENCE}") == f"{SENTENCE}\n{SENTENCE}"
     assert scrub(notice) == ""
 
 
 @pytest.mark.parametrize("notice", [notice for notice in NOTICES if notice.endswith(".")])
-def test_what_stands_behind_a_notice_stays(notice):
+def test_text_after_a_notice_is_kept(notice):
     assert scrub(f"{notice} {SENTENCE}") == SENTENCE
 
 
 @pytest.mark.parametrize("content", CONTENT)
-def test_content_stays_as_it_is(content):
+def test_content_is_unchanged(content):
     assert scrub(f"{SENTENCE} {content}\n\n{content}") == f"{SENTENCE} {content}\n\n{content}"
 
 
 @pytest.mark.parametrize(("text", "clean"), ADDRESSES.items())
-def test_an_address_goes_with_what_leads_to_it(text, clean):
+def test_an_address_is_removed_with_its_lead_in(text, clean):
     assert scrub(text) == clean
 
 
-def test_every_sentence_of_a_real_abstract_that_is_not_about_rights_stays(abstracts):
+def test_every_sentence_of_a_real_abstract_that_is_not_about_rights_is_kept(abstracts):
     about_rights = re.compile(
         r"©|\(c\)|copyright|rights|publish|licen[cs]e|reproduction|psycinfo|creative|on behalf of|@|elsevier|wiley",
         re.IGNORECASE,
@@ -103,18 +103,18 @@ def test_every_sentence_of_a_real_abstract_that_is_not_about_rights_stays(abstra
     assert changed > 100
 
 
-def test_no_real_abstract_keeps_a_line_of_rights(abstracts):
+def test_no_notice_is_left_in_a_real_abstract(abstracts):
     line = re.compile(r"[Rr]ights (?:are )?reserved|protected by copyright|\([cC]\) (?:19|20)\d\d|© (?:19|20)\d\d")
     with_line = [abstract for abstract in abstracts if line.search(abstract)]
     assert len(with_line) > 100
     assert not [match[0] for abstract in with_line if (match := line.search(scrub(abstract)))]
 
 
-def test_scrubbing_again_changes_nothing(abstracts):
-    parts = [*NOTICES, *CONTENT, *ADDRESSES, SENTENCE]
+def test_scrubbing_twice_changes_nothing_more(abstracts):
+    pieces = [*NOTICES, *CONTENT, *ADDRESSES, SENTENCE]
     generator = random.Random(0)
     mixtures = [
-        "".join(generator.choice(("", " ", "\n")) + generator.choice(parts) for _ in range(6)) for _ in range(2000)
+        "".join(generator.choice(("", " ", "\n")) + generator.choice(pieces) for _ in range(6)) for _ in range(2000)
     ]
     for text in itertools.chain(abstracts, mixtures):
         once = scrub(text)
@@ -140,6 +140,6 @@ HOSTILE_PIECES += ["©", "(c) ", "copyright ", "Copyright © ", "© 2001 ", "© 
 
 
 @pytest.mark.parametrize("piece", HOSTILE_PIECES)
-def test_a_long_text_of_anything_comes_to_an_end(piece):
-    """A regular expression that takes the square of 250,000 steps would run into the time limit of the tests."""
+def test_scrubbing_any_long_text_terminates(piece):
+    """A regular expression of quadratic time would exceed the time limit of the tests."""
     assert isinstance(scrub("© " + piece * (250_000 // len(piece)) + "@©"), str)

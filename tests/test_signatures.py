@@ -1,4 +1,4 @@
-"""Signatures agree with what sets of word n-grams say, on real abstracts, in every process."""
+"""Signatures agree with sets of word n-grams of real abstracts, and are the same in every process."""
 
 import itertools
 import os
@@ -30,15 +30,15 @@ def jaccard(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def are_candidates(first: str, second: str) -> bool:
+def match(first: str, second: str) -> bool:
     return any(a == b for a, b in zip(minhash_bands(first), minhash_bands(second), strict=True))
 
 
 def edited(text: str, edits: int, generator: random.Random) -> str:
-    """The text with so many of its words replaced."""
+    """The text with this many of its words replaced."""
     all_words = text.split()
-    for number, place in enumerate(generator.sample(range(len(all_words)), edits)):
-        all_words[place] = f"replacement{number}"
+    for number, position in enumerate(generator.sample(range(len(all_words)), edits)):
+        all_words[position] = f"replacement{number}"
     return " ".join(all_words)
 
 
@@ -48,45 +48,45 @@ def abstracts(test_data) -> list[str]:
     return [text for text in texts if text.isascii() and len(text.split()) >= 100]
 
 
-def test_pairs_become_candidates_as_often_as_their_jaccard_similarity_foretells(abstracts):
+def test_pairs_match_as_often_as_their_jaccard_similarity_predicts(abstracts):
     generator = random.Random(0)
     expected, found = [], []
     for abstract in abstracts:
         copy = edited(abstract, generator.randrange(1, 13), generator)
         expected.append(1 - (1 - jaccard(abstract, copy) ** ROWS) ** BANDS)
-        found.append(are_candidates(abstract, copy))
+        found.append(match(abstract, copy))
     expected = np.array(expected)
     assert len(found) > 1000 and expected.min() < 0.2 and expected.max() > 0.99
-    # The number of candidates is a sum of independent events: within four standard deviations of its mean.
+    # The number of matches is a sum of independent events, so it is within four standard deviations of its mean.
     for low, high in itertools.pairwise((0, 0.25, 0.5, 0.75, 0.95, 1)):
         group = (low <= expected) & (expected <= high)
         deviation = np.sqrt((expected[group] * (1 - expected[group])).sum())
         assert abs(np.array(found)[group].sum() - expected[group].sum()) < 4 * deviation + 1
 
 
-def test_near_duplicates_are_nearly_always_caught(abstracts):
+def test_near_duplicates_nearly_always_match(abstracts):
     generator = random.Random(1)
     pairs = [(abstract, edited(abstract, 2, generator)) for abstract in abstracts]
     near = [pair for pair in pairs if jaccard(*pair) >= 0.9]
     assert len(near) > 400
-    assert np.mean([are_candidates(*pair) for pair in near]) > 0.99
+    assert np.mean([match(*pair) for pair in near]) > 0.99
 
 
-def test_unrelated_abstracts_are_never_candidates(abstracts):
+def test_unrelated_abstracts_never_match(abstracts):
     seen: dict[tuple[int, int], str] = {}
     for abstract in abstracts:
-        for place in enumerate(minhash_bands(abstract)):
-            assert place not in seen or jaccard(seen[place], abstract) > 0.4
-            seen[place] = abstract
+        for band in enumerate(minhash_bands(abstract)):
+            assert band not in seen or jaccard(seen[band], abstract) > 0.4
+            seen[band] = abstract
 
 
-def test_a_signature_is_of_so_many_numbers_that_a_database_can_hold():
+def test_a_signature_is_fourteen_signed_64_bit_numbers():
     signature = minhash_bands(TEXT)
     assert len(signature) == len(set(signature)) == 14
     assert all(type(number) is int and -(2**63) <= number < 2**63 for number in signature)
 
 
-def test_short_texts_are_one_shingle_and_empty_ones_none():
+def test_short_texts_are_one_shingle_and_empty_texts_have_none():
     assert minhash_bands("") == minhash_bands(" .-!\n") == []
     assert minhash_bands("Two words") == minhash_bands("two, WORDS!") != minhash_bands("words two")
     assert len(minhash_bands("word")) == 14
@@ -94,7 +94,7 @@ def test_short_texts_are_one_shingle_and_empty_ones_none():
 
 
 @pytest.mark.parametrize("n", [1, 5, 13])
-def test_hashes_are_equal_where_and_only_where_the_n_grams_are(abstracts, n):
+def test_hashes_are_equal_if_and_only_if_the_n_grams_are(abstracts, n):
     number_of: dict[tuple[str, ...], int] = {}
     hash_of: dict[tuple[str, ...], int] = {}
     for abstract in abstracts[:300]:
@@ -113,7 +113,7 @@ def test_the_order_of_words_matters():
     assert len({int(ngram_hashes(" ".join(order), 5)[0]) for order in itertools.permutations("abcde")}) == 120
 
 
-def test_a_text_of_fewer_words_has_no_hashes():
+def test_a_text_of_fewer_than_n_words_has_no_hashes():
     assert ngram_hashes("one two three").tolist() == ngram_hashes("").tolist() == []
     assert len(ngram_hashes(" ".join("abcdefghijklm"))) == 1
 

@@ -1,4 +1,4 @@
-"""The tokenizer restores every text, keeps its special tokens apart from it, and needs no code of ours once saved."""
+"""The tokenizer restores every text, keeps special tokens apart from text, and needs no custom code once saved."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small corpus of sentences drawn from a vocabulary of made words."""
+    """A small corpus of random made-up words and the sentences above."""
     folder = tmp_path_factory.mktemp("corpus")
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(500)]
@@ -57,7 +57,7 @@ def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
 
 
 def hard_texts() -> list[str]:
-    """Random text of all Unicode planes, white space, control characters, and text that spells special tokens."""
+    """Random text from all Unicode planes, white space, control characters, and spelled-out special tokens."""
     chance = random.Random(1)
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     spaces = [character for character in characters if character.isspace()]
@@ -82,7 +82,7 @@ def test_any_text_is_restored_exactly(tokenizer, split_special_tokens):
     assert tokenizer.batch_decode(encoding.input_ids) == texts
 
 
-def test_text_that_spells_a_special_token_stays_text_on_request(tokenizer):
+def test_a_spelled_out_special_token_can_be_encoded_as_text(tokenizer):
     text = " and ".join(SPECIAL_TOKENS)
     as_text = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     as_markers = tokenizer(text, add_special_tokens=False).input_ids
@@ -103,12 +103,12 @@ def test_the_models_configuration_names_the_same_special_tokens(repository, toke
             assert config[name] == getattr(tokenizer, name)
 
 
-def test_the_vocabulary_has_exactly_the_size_asked_for(tokenizer):
+def test_the_vocabulary_has_the_requested_size(tokenizer):
     assert len(tokenizer) == tokenizer.vocab_size == 1000
     assert sorted(tokenizer.get_vocab().values()) == list(range(1000))
 
 
-def test_a_text_begins_as_a_document_does_unless_asked_not_to(tokenizer):
+def test_a_text_begins_with_the_separator_by_default(tokenizer):
     bare = tokenizer("Aspirin", add_special_tokens=False).input_ids
     assert tokenizer("Aspirin").input_ids == [tokenizer.eos_token_id, *bare]
     assert tokenizer.eos_token_id not in bare
@@ -122,7 +122,7 @@ def test_batches_are_padded_on_the_left(tokenizer):
     assert batch.attention_mask[0] == [0] * padding + [1] * (len(batch.input_ids[1]) - padding)
 
 
-def test_limits_and_chat_template_are_those_of_a_base_model(tokenizer):
+def test_the_defaults_are_those_of_a_base_model(tokenizer):
     assert tokenizer.model_max_length == 1024
     assert tokenizer.chat_template is None
     assert not tokenizer.split_special_tokens
@@ -136,17 +136,17 @@ def test_a_chat_template_can_use_the_reserved_markers(tokenizer):
 
 
 def test_the_split_is_gpt2s(tokenizer):
-    # The expression by which GPT-2 was published; llama.cpp knows it by the name "gpt-2".
+    # The regular expression published with GPT-2; llama.cpp knows it as "gpt-2".
     gpt2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     for text in hard_texts():
-        # Unassigned characters are left out: to which class they belong depends on the version of Unicode.
+        # Unassigned characters are left out: their class depends on the version of Unicode.
         text = "".join(character for character in text if unicodedata.category(character) != "Cn")
         pieces = [text[start:end] for _, (start, end) in splitter.pre_tokenize_str(text)]
         assert pieces == gpt2.findall(text)
 
 
-def test_saved_files_name_no_code(tokenizer_folder):
+def test_saved_files_refer_to_no_code(tokenizer_folder):
     config = json.loads((tokenizer_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["tokenizer_class"] == "TokenizersBackend"
     assert "auto_map" not in config
@@ -168,7 +168,7 @@ for trust in (None, False, True):
 
 
 @pytest.mark.parametrize("in_model_folder", [False, True])
-def test_it_loads_in_a_clean_process_with_and_without_trust_and_again_after_saving(
+def test_it_loads_in_a_new_process_with_and_without_trust_and_again_after_saving(
     repository, tokenizer, tokenizer_folder, tmp_path, in_model_folder
 ):
     folder = shutil.copytree(tokenizer_folder, tmp_path / "folder")
@@ -178,7 +178,7 @@ def test_it_loads_in_a_clean_process_with_and_without_trust_and_again_after_savi
     command = [sys.executable, "-c", LOAD_AND_SAVE, str(folder)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    # Beside a model, Transformers asks whether to trust the model's code where the call does not say.
+    # In a model's folder, Transformers may also print a question about the model's code.
     answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answers == [f"ANSWER {tokenizer('Aspirin inhibits').input_ids} left 1"] * 6
     for saved in tmp_path.glob("*/*/tokenizer.json"):
@@ -186,7 +186,7 @@ def test_it_loads_in_a_clean_process_with_and_without_trust_and_again_after_savi
         assert "auto_map" not in (saved.parent / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
-def test_the_class_opens_what_it_saved_and_saves_it_the_same(repository, tokenizer, tokenizer_folder, tmp_path):
+def test_the_class_loads_what_it_saved_and_saves_the_same_bytes(repository, tokenizer, tokenizer_folder, tmp_path):
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))
     own = architecture.from_pretrained(tokenizer_folder)
     assert own(SENTENCES).input_ids == tokenizer(SENTENCES).input_ids
@@ -203,7 +203,7 @@ def test_an_untrained_tokenizer_is_lossless_too(repository):
     assert [len(tokens) for tokens in ids] == [len(text.encode()) for text in texts]
 
 
-def test_training_again_on_other_threads_gives_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
+def test_training_again_with_more_threads_gives_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     train_tokenizer(TokenizerOptions(corpus, tmp_path / "again", 1000))
     for file in tokenizer_folder.iterdir():
@@ -225,7 +225,7 @@ def test_the_report_counts_the_validation_split(corpus, tokenizer_folder):
     }
 
 
-def test_of_a_corpus_too_large_every_so_manyth_document_is_trained_on(corpus, tmp_path):
+def test_a_corpus_with_too_many_documents_is_sampled_evenly(corpus, tmp_path):
     tables = [pq.read_table(path) for path in sorted((corpus / "train").glob("*.parquet"))]
     rows = [row for table in tables for row in table.to_pylist()]
     (tmp_path / "part/train").mkdir(parents=True)
@@ -243,16 +243,27 @@ def test_of_a_corpus_too_large_every_so_manyth_document_is_trained_on(corpus, tm
     ("vocab_size", "complaint"),
     [
         (30_000, "too little text for vocab_size 30000, only for"),
-        (100, "vocab_size: must be at least [0-9]+, the special tokens and bytes, not 100"),
+        (100, r"vocab_size: must be at least [0-9]+ \(the special tokens and bytes\), not 100"),
     ],
 )
-def test_a_vocabulary_that_cannot_be_is_refused(corpus, tmp_path, vocab_size, complaint):
+def test_an_impossible_vocabulary_size_is_rejected(corpus, tmp_path, vocab_size, complaint):
     with pytest.raises(UserError, match=complaint):
         train_tokenizer(TokenizerOptions(corpus, tmp_path / "tokenizer", vocab_size))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_corpus_without_a_training_split_is_refused_in_one_line(run_script, tmp_path):
+@pytest.mark.parametrize("mine", ["tokenizer", "tokenizer/thesis.txt"])
+def test_an_output_that_would_replace_something_else_is_rejected(corpus, tmp_path, mine):
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(
+        UserError, match=f"^{tmp_path / 'tokenizer'}: (is a file, but|holds other files than) a tokenizer"
+    ):
+        train_tokenizer(TokenizerOptions(corpus, tmp_path / "tokenizer", 500))
+    assert (tmp_path / mine).read_text() == "mine"
+
+
+def test_a_corpus_without_a_training_split_is_rejected_in_one_line(run_script, tmp_path):
     done = run_script("train_tokenizer", "--corpus", tmp_path, "--output", tmp_path / "tokenizer")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'train'}: no Parquet files")
@@ -260,7 +271,7 @@ def test_a_corpus_without_a_training_split_is_refused_in_one_line(run_script, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_the_released_tokenizer_is_the_one_that_the_documents_describe(repository):
+def test_the_documents_give_the_checksum_of_the_released_tokenizer(repository):
     checksum = hashlib.sha256((repository / "tokenizer.json").read_bytes()).hexdigest()
     for document in ("docs/tokenizer.md", "docs/corpus-card/README.md"):
         assert checksum in (repository / document).read_text(encoding="utf-8"), document

@@ -1,4 +1,4 @@
-"""The report on tokenizers: which terms it finds, how it counts their tokens, and that other counts agree."""
+"""The comparison of tokenizers finds the right terms, and its counts agree with independent ones."""
 
 import json
 import random
@@ -12,7 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from healthslm.errors import UserError
 from healthslm.tokenization.terms import find_terms
-from healthslm.tokenization.tokenizer_report import TokenizerReportOptions, measure, report_tokenizers, tokens_per_term
+from healthslm.tokenization.tokenizer_report import (
+    TokenizerReportOptions,
+    evaluate_tokenizer,
+    report_tokenizers,
+    tokens_per_term,
+)
 
 TEXTS = [
     "Enalapril, 12.5 mg, and amlodipine lowered blood pressure in 1,024 patients with nephropathy (p<0.05).",
@@ -36,7 +41,7 @@ def make_report(tokenizers: list[Path], data: list[Path], output: Path) -> dict:
     return json.loads(output.read_text(encoding="utf-8"))
 
 
-def test_terms_are_found_as_a_reader_finds_them():
+def test_the_terms_that_a_reader_sees_are_found():
     terms = found(" ".join(TEXTS))
     assert terms["drugs"] == ["Enalapril", "amlodipine", "Omeprazole"]
     assert terms["genes"] == ["TP53", "BRCA1", "IL-6", "p53"]
@@ -46,7 +51,7 @@ def test_terms_are_found_as_a_reader_finds_them():
 
 
 @pytest.mark.parametrize(
-    "false_friends",
+    "lookalikes",
     [
         "April, mongrel, a cholesterol concept, ghrelin and somatostatin",
         "MRI of COVID-19 at FEV1 under CO2, SF-36, PGE2, HPV16 and ICD10",
@@ -54,18 +59,18 @@ def test_terms_are_found_as_a_reader_finds_them():
         "IL-6, H1N1, x86, vitamin B12, version 1.2.3",
     ],
 )
-def test_words_that_only_look_like_terms_are_left_out(false_friends):
-    terms = found(false_friends)
+def test_words_that_look_like_terms_are_left_out(lookalikes):
+    terms = found(lookalikes)
     assert terms["drugs"] == terms["diseases"] == terms["numbers"] == []
-    assert terms["genes"] == (["IL-6"] if "IL-6" in false_friends else [])
+    assert terms["genes"] == (["IL-6"] if "IL-6" in lookalikes else [])
 
 
-def test_a_false_friend_hides_no_word_that_contains_it():
+def test_an_exception_does_not_hide_words_that_contain_it():
     assert found("enalapril and trandolapril")["drugs"] == ["enalapril", "trandolapril"]
     assert found("neurofibroma and xanthomas")["diseases"] == ["neurofibroma", "xanthomas"]
 
 
-def test_tokens_are_counted_where_they_touch_a_term():
+def test_tokens_that_overlap_a_term_are_counted():
     # "IL-6," in "of IL-6, now" with tokens: "of", " IL", "-", "6,", a token of no character, " now".
     offsets = [(0, 2), (2, 5), (5, 6), (6, 8), (8, 8), (8, 12)]
     terms = find_terms("of IL-6, now")
@@ -74,10 +79,10 @@ def test_tokens_are_counted_where_they_touch_a_term():
     assert tokens_per_term(offsets[::-1], terms["genes"]).tolist() == [3]
 
 
-def test_tokens_of_terms_are_those_that_the_tokens_spell(sample_folders):
-    """Counted with no offsets: the tokens of plain ASCII text, put one behind the other, spell it."""
+def test_tokens_per_term_agree_with_the_spelling_of_the_tokens(sample_folders):
+    """Counted without offsets: the tokens of plain ASCII text, joined, spell it."""
     plain = Tokenizer.from_file(str(sample_folders.tokenizer / "tokenizer.json"))
-    figures = measure(
+    figures = evaluate_tokenizer(
         AutoTokenizer.from_pretrained(sample_folders.tokenizer), TEXTS, [find_terms(text) for text in TEXTS]
     )
     counts = {name: [] for name in figures["terms"]}
@@ -92,15 +97,15 @@ def test_tokens_of_terms_are_those_that_the_tokens_spell(sample_folders):
         assert figures["terms"][name]["single_token_share"] == pytest.approx(of_class.count(1) / len(of_class))
 
 
-def test_text_that_spells_a_special_token_is_counted_as_text(sample_folders):
+def test_text_that_spells_out_a_special_token_is_counted_as_text(sample_folders):
     text = "a<|endoftext|>b"
     plain = Tokenizer.from_file(str(sample_folders.tokenizer / "tokenizer.json"))
     plain.encode_special_tokens = True
-    figures = measure(AutoTokenizer.from_pretrained(sample_folders.tokenizer), [text], [find_terms(text)])
+    figures = evaluate_tokenizer(AutoTokenizer.from_pretrained(sample_folders.tokenizer), [text], [find_terms(text)])
     assert figures["tokens"] == len(plain.encode(text, add_special_tokens=False)) > 3
 
 
-def test_gpt2_on_pubmedqa_has_as_many_tokens_as_the_tokenizers_library_counts(test_data, tmp_path):
+def test_gpt2_on_pubmedqa_agrees_with_the_tokenizers_library(test_data, tmp_path):
     gpt2, files = test_data / "tokenizers" / "gpt2", sorted((test_data / "pubmedqa").glob("*.jsonl"))
     report = make_report([gpt2], [test_data / "pubmedqa" / "*.jsonl"], tmp_path / "report.json")
     rows = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
@@ -114,7 +119,7 @@ def test_gpt2_on_pubmedqa_has_as_many_tokens_as_the_tokenizers_library_counts(te
     assert figures["bytes_per_token"] == pytest.approx(num_bytes / tokens)
 
 
-def test_the_order_of_documents_and_tokenizers_changes_nothing(sample_folders, tmp_path):
+def test_the_order_of_documents_and_tokenizers_does_not_matter(sample_folders, tmp_path):
     lower_case = save_lower_casing(sample_folders.tokenizer, tmp_path / "lower")
     tokenizers = [sample_folders.tokenizer, lower_case]
     texts = TEXTS * 100  # more than one batch
@@ -140,7 +145,7 @@ def test_documents_that_decoding_changes_are_counted(sample_folders, tmp_path):
     assert restored == [5, 4]
 
 
-def test_the_script_prints_the_figures_that_it_writes(run_script, sample_folders, tmp_path):
+def test_the_script_prints_the_metrics_that_it_writes(run_script, sample_folders, tmp_path):
     data, output = write_documents(tmp_path / "documents.jsonl", TEXTS[3:]), tmp_path / "report.json"
     arguments = ["--tokenizers", sample_folders.tokenizer, "--data", data, "--output", output]
     done = run_script("evaluate_tokenizer", *arguments)
@@ -161,16 +166,28 @@ def test_a_missing_tokenizer_is_reported_in_one_line(run_script, tmp_path):
         "evaluate_tokenizer", "--tokenizers", tmp_path / "none", "--data", data, "--output", tmp_path / "o"
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'none'}: no tokenizer in this folder")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {tmp_path / 'none'}: no such folder or tokenizer on the Hub"
+    )
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
-    [({"text": ""}, "no document has any text"), ({"body": "a"}, "row 1: no column text or abstract or CONTEXTS")],
+    [
+        ({"text": ""}, "no document has any text"),
+        ({"body": "a"}, "row 1: no column text or abstract or CONTEXTS; the columns are body"),
+    ],
 )
-def test_data_without_text_is_refused(sample_folders, tmp_path, row, complaint):
+def test_data_without_text_is_rejected(sample_folders, tmp_path, row, complaint):
     (tmp_path / "documents.jsonl").write_text(json.dumps(row), encoding="utf-8")
     with pytest.raises(UserError, match=complaint):
         make_report([sample_folders.tokenizer], [tmp_path / "documents.jsonl"], tmp_path / "report.json")
     assert not (tmp_path / "report.json").exists()
+
+
+def test_an_output_that_is_a_folder_is_rejected_and_kept(sample_folders, tmp_path):
+    data = write_documents(tmp_path / "documents.jsonl", TEXTS)
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder, but the output is a file"):
+        make_report([sample_folders.tokenizer], [data], tmp_path)
+    assert data.exists()

@@ -1,4 +1,4 @@
-"""A tokenised corpus holds what encoding its documents one by one gives, and is refused when it is not whole."""
+"""A tokenized corpus has the tokens of its documents encoded one by one, and is rejected if it is incomplete."""
 
 import itertools
 import json
@@ -64,17 +64,17 @@ def tokenizer_folder(repository: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def tokens(corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tokenize(corpus, tokenizer_folder, tmp_path_factory.mktemp("tokenised"))
+    return tokenize(corpus, tokenizer_folder, tmp_path_factory.mktemp("tokenized"))
 
 
 @pytest.fixture
 def copy(tokens: Path, tmp_path: Path) -> Path:
-    """The tokenised corpus, to damage."""
+    """A copy of the tokenized corpus, to damage."""
     return Path(shutil.copytree(tokens, tmp_path / "tokens"))
 
 
 def expected(tokenizer_file: Path, separator: int, split: str) -> list[list[int]]:
-    """Every document of a split encoded by itself, by the tokenizers library alone."""
+    """Every document of a split, encoded by itself with only the tokenizers library."""
     plain = Tokenizer.from_file(str(tokenizer_file))
     plain.encode_special_tokens = True
     documents = itertools.chain.from_iterable(DOCUMENTS[name] for name in sorted(DOCUMENTS) if name.startswith(split))
@@ -82,7 +82,7 @@ def expected(tokenizer_file: Path, separator: int, split: str) -> list[list[int]
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_every_document_is_the_separator_and_its_own_tokens(tokens, tokenizer_folder, split):
+def test_every_document_is_the_separator_and_its_tokens(tokens, tokenizer_folder, split):
     opened = TokenizedSplit(tokens, split)
     documents = expected(tokenizer_folder / "tokenizer.json", 0, split)
     assert [opened.document(index).tolist() for index in range(len(opened))] == documents
@@ -94,7 +94,7 @@ def test_lengths_are_those_of_the_documents(tokens, tokenizer_folder):
     assert TokenizedSplit(tokens, "train").document_lengths.tolist() == [*map(len, documents)]
 
 
-def test_a_document_that_is_not_there_is_an_error(tokens):
+def test_a_missing_document_is_an_error(tokens):
     opened = TokenizedSplit(tokens, "train")
     for index in (-1, len(opened)):
         with pytest.raises(IndexError):
@@ -125,7 +125,7 @@ def test_the_script_with_two_processes_writes_the_same_bytes(corpus, tokenizer_f
         assert (tmp_path / "tokens" / path).read_bytes() == (tokens / path).read_bytes()
 
 
-def test_gpt2s_tokenizer_serves_as_well(corpus, test_data, tmp_path):
+def test_gpt2s_tokenizer_works_too(corpus, test_data, tmp_path):
     gpt2 = test_data / "tokenizers" / "gpt2"
     opened = TokenizedSplit(tokenize(corpus, gpt2, tmp_path), "train")
     assert (opened.vocab_size, opened.separator_id) == (50_257, 50_256)
@@ -133,7 +133,7 @@ def test_gpt2s_tokenizer_serves_as_well(corpus, test_data, tmp_path):
     assert [opened.document(index).tolist() for index in range(len(opened))] == documents
 
 
-def test_a_vocabulary_beyond_16_bits_is_written_in_32(corpus, repository, tmp_path):
+def test_token_ids_beyond_16_bits_take_32_bits(corpus, repository, tmp_path):
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))
     vocab = architecture().get_vocab()
     vocab |= {f"unused {n}": len(vocab) + n for n in range(2**16)}
@@ -143,7 +143,7 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(corpus, repository, tmp_pa
     assert opened.document(0).tolist() == expected(tmp_path / "large" / "tokenizer.json", 0, "validation")[0]
 
 
-def test_the_reader_needs_numpy_and_nothing_heavier(tokens):
+def test_the_reader_needs_only_numpy(tokens):
     code = "import sys; from healthslm.tokenization.tokens import TokenizedSplit; from pathlib import Path; " + (
         "TokenizedSplit(Path(sys.argv[1]), 'train').document(0); "
         "assert not {'torch', 'transformers', 'tokenizers', 'pyarrow', 'datatrove'} & set(sys.modules)"
@@ -183,21 +183,21 @@ def swap_tokenizer(folder: Path) -> None:
         (swap_tokenizer, "tokenizer"),
     ],
 )
-def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(copy, damage, place):
+def test_a_damaged_folder_is_rejected_in_one_line_that_names_the_file(copy, damage, place):
     damage(copy)
     with pytest.raises(UserError, match=f"^{re.escape(str(copy / place))}") as caught:
         TokenizedSplit(copy, "train")
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(tokens):
-    with pytest.raises(UserError, match="no test documents; build the corpus with a --test-fraction that gives some"):
+def test_a_missing_split_is_rejected_with_advice(tokens):
+    with pytest.raises(UserError, match="no test documents; build the corpus with a larger --test-fraction"):
         TokenizedSplit(tokens, "test")
 
 
 @pytest.fixture
 def bad_inputs(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str, tuple[Path, Path]]:
-    """Pairs of corpus and tokenizer of which one is bad, by the beginning of what is to be said of it."""
+    """Pairs of corpus and tokenizer of which one is bad, by the beginning of the error message."""
     cut, empty, mute, broken = (tmp_path / name for name in ("cut", "empty", "mute", "broken"))
     shutil.copytree(corpus, cut)
     whole = (cut / "train" / "c.parquet").read_bytes()
@@ -210,13 +210,13 @@ def bad_inputs(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str
         f"{cut / 'train' / 'c.parquet'}: not a Parquet file": (cut, tokenizer_folder),
         f"{empty}: no Parquet files": (empty, tokenizer_folder),
         f"{tmp_path / 'absent'}: no such folder": (tmp_path / "absent", tokenizer_folder),
-        f"{empty}: no tokenizer": (corpus, empty),
-        f"{broken}: no tokenizer": (corpus, broken),
-        f"{mute}: the tokenizer has no token to separate documents": (corpus, mute),
+        f"{empty}: no tokenizer in this folder; scripts/train_tokenizer.py trains one": (corpus, empty),
+        f"{broken}: cannot open the tokenizer": (corpus, broken),
+        f"{mute}: the tokenizer has no token to separate documents; set its eos_token": (corpus, mute),
     }
 
 
-def test_bad_input_is_refused_in_one_line_and_leaves_no_tokens(bad_inputs, tmp_path):
+def test_bad_input_is_rejected_in_one_line_and_leaves_no_tokens(bad_inputs, tmp_path):
     for message, (corpus, tokenizer) in bad_inputs.items():
         with pytest.raises(UserError, match=f"^{re.escape(message)}") as caught:
             tokenize(corpus, tokenizer, tmp_path)
@@ -232,3 +232,27 @@ def test_a_damaged_corpus_file_ends_the_script_with_one_line(bad_inputs, run_scr
     assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "tokens").exists()
+
+
+def test_a_corpus_given_as_tokens_is_rejected_with_the_command_that_tokenizes_it(corpus):
+    command = f"scripts/tokenize_corpus.py --corpus {corpus} --tokenizer TOKENIZER --output tokens"
+    message = f"{corpus}: this is a corpus, not a tokenized corpus; tokenize it first: {command}"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        TokenizedSplit(corpus, "train")
+
+
+def test_a_folder_without_tokens_is_rejected(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: not a tokenized corpus (no tokens.json)")):
+        TokenizedSplit(tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder with other files"])
+def test_an_output_that_would_replace_something_else_is_rejected(corpus, tokenizer_folder, tmp_path, kind):
+    output = tmp_path / "tokens"
+    mine = output if kind == "file" else output / "thesis.txt"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    problem = "is a file, but" if kind == "file" else "holds other files than"
+    with pytest.raises(UserError, match=f"^{output}: {problem} a tokenized corpus"):
+        tokenize(corpus, tokenizer_folder, tmp_path)
+    assert mine.read_text() == "mine"

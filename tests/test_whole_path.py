@@ -181,7 +181,7 @@ def run_all_stages(
 
     corpus, tokenizer, tokens = root / "corpus", root / "tokenizer", root / "tokens"
     arguments = ["--pubmed", root / "pubmed", "--sources", given.other_text, "--held-out", *given.held_out]
-    arguments += ["--validation-fraction", 0.05, "--test-fraction", 0.05, "--write-removed"]
+    arguments += ["--validation-fraction", 0.05, "--test-fraction", 0.05, "--write-dropped"]
     run("build_corpus", *arguments, "--output", corpus, "--workers", workers)
     run("train_tokenizer", "--corpus", corpus, "--output", tokenizer, "--vocab-size", given.vocab_size)
     arguments = ["--corpus", corpus, "--tokenizer", tokenizer, "--workers", workers]
@@ -260,7 +260,7 @@ def assert_that_updates_were_applied(files: dict[str, list[XmlRecord]], root: Pa
     current = {
         (pmid, file)
         for file in files
-        for pmid in (record_pmids(root / "records" / f"{file}.parquet") - removed_pmids(root, file, outdated))
+        for pmid in (record_pmids(root / "records" / f"{file}.parquet") - dropped_pmids(root, file, outdated))
     }
     assert current == {(pmid, file) for pmid, (file, record) in state.items() if not record.deleted}
     kept = {(row["id"], row["file"]) for row in corpus_rows(root) if row["file"] in files}
@@ -272,8 +272,8 @@ def record_pmids(path: Path) -> Counter[int]:
     return Counter(pq.read_table(path, columns=["pmid"])["pmid"].to_pylist())
 
 
-def removed_pmids(root: Path, file: str, reasons: tuple[str, ...]) -> Counter[int]:
-    path = root / "corpus" / "removed" / f"{file}.parquet"
+def dropped_pmids(root: Path, file: str, reasons: tuple[str, ...]) -> Counter[int]:
+    path = root / "corpus" / "dropped" / f"{file}.parquet"
     rows = pq.read_table(path, columns=["id", "reason"]).to_pylist() if path.exists() else []
     return Counter(int(row["id"].removeprefix("pmid:")) for row in rows if row["reason"] in reasons)
 
@@ -323,7 +323,7 @@ def assert_that_held_out_text_is_not_in_training(held_out: list[Path], root: Pat
         for start in range(len(words) - 7):
             context = by_start.get(tuple(words[start : start + 8]))
             assert context is None or words[start : start + len(context)] != context, row["id"]
-    removed = pq.read_table(root / "corpus" / "removed" / "other.parquet", columns=["id", "reason"]).to_pylist()
+    removed = pq.read_table(root / "corpus" / "dropped" / "other.parquet", columns=["id", "reason"]).to_pylist()
     reasons = {row["id"]: row["reason"] for row in removed}
     assert [reason for identifier, reason in reasons.items() if identifier in pmids] == ["held_out"]
     assert (reasons["leak:2"], reasons["leak:3"]) == ("held_out", "held_out_overlap")
@@ -355,8 +355,8 @@ def assert_that_tokens_spell_the_corpus(root: Path) -> None:
 
 TASKS = {"parse": 3, "screen": 7, "select": 1, "write": 7, "finish": 1}
 """The steps that build the corpus of `killable`, in their order, and the number of their tasks."""
-STAGES = [*TASKS, "tokenise"]
-_KILLED = ["parse", "screen", "screen", "select", "write", "write", "finish", "finish", "tokenise", "tokenise"]
+STAGES = [*TASKS, "tokenize"]
+_KILLED = ["parse", "screen", "screen", "select", "write", "write", "finish", "finish", "tokenize", "tokenize"]
 MOMENTS = list(zip(_KILLED, random.Random(26).sample(range(1, 100), len(_KILLED)), strict=True))
 """When to kill: a stage, and how many hundredths of the time that it takes have passed."""
 
@@ -392,9 +392,9 @@ class Killable:
 
     def kill(self, root: Path, stage: str, seconds: float) -> None:
         """Run until `seconds` after the stage has begun, then kill all processes."""
-        if stage == "tokenise":
+        if stage == "tokenize":
             self.run_to_end("build_corpus", root)
-        process = self.start("tokenize_corpus" if stage == "tokenise" else "build_corpus", root)
+        process = self.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", root)
         wait_until(lambda: has_begun(root, stage))
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
@@ -411,7 +411,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def marks(root: Path, stage: str, kind: str = "completions") -> int:
     """How many tasks of a stage have left a mark that they are done, or a log since they have begun."""
-    folder = root / ("tokens.work" if stage == "tokenise" else "corpus.work") / "logs" / stage / kind
+    folder = root / ("tokens.work" if stage == "tokenize" else "corpus.work") / "logs" / stage / kind
     return len(list(folder.glob("*")))
 
 
@@ -423,7 +423,7 @@ def has_begun(root: Path, stage: str) -> bool:
 
 
 def is_under_way(root: Path, stage: str) -> bool:
-    if stage == "tokenise":
+    if stage == "tokenize":
         return has_begun(root, stage) and not (root / "tokens").exists()
     return has_begun(root, stage) and marks(root, stage) < TASKS[stage]
 
@@ -437,7 +437,7 @@ def killable(tmp_path_factory: pytest.TempPathFactory, run_script) -> Killable:
     measure(run, "build_corpus", TASKS)
     arguments = ["--corpus", run.whole / "corpus", "--output", run.inputs / "tokenizer", "--vocab-size", 1000]
     assert run_script("train_tokenizer", *arguments).returncode == 0
-    measure(run, "tokenize_corpus", ["tokenise"])
+    measure(run, "tokenize_corpus", ["tokenize"])
     return run
 
 
@@ -490,12 +490,12 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(killable, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("stage", ["screen", "write", "tokenise"])
+@pytest.mark.parametrize("stage", ["screen", "write", "tokenize"])
 def test_processes_end_with_the_one_that_started_them_and_do_not_disturb_the_next_run(killable, tmp_path, stage):
     """What they would go on writing may be of other options than those of the next run."""
-    if stage == "tokenise":
+    if stage == "tokenize":
         killable.run_to_end("build_corpus", tmp_path)
-    process = killable.start("tokenize_corpus" if stage == "tokenise" else "build_corpus", tmp_path)
+    process = killable.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", tmp_path)
     wait_until(lambda: marks(tmp_path, stage, "logs") >= 2)
     workers = [worker for child in psutil.Process(process.pid).children() for worker in child.children()]
     done = marks(tmp_path, stage)

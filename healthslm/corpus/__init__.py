@@ -1,1 +1,1 @@
-"""From NCBI's files and others to a clean corpus in three splits."""
+"""Downloading PubMed and building a clean corpus of training, validation and test documents."""

@@ -1,18 +1,18 @@
-"""Building the corpus: PubMed's XML and other text become training, validation and test documents in Parquet.
+"""Building the corpus: turns PubMed's XML and other text into training, validation and test documents in Parquet.
 
     pubmed/ -> records/ -> signatures/ -> corpus/{train,validation,test}/
 
-Three steps take each input file by itself, on as many cores or machines as there are, and two all of them together:
+Three steps process each input file by itself, in parallel; the others process all files together:
 
     parse    PubMed's XML, file by file, to records
-    screen   records and other text, file by file, to signatures: whether a document is of use, and keys of its content
-    select   all signatures to a list of what leaves: outdated, of no use, held out, copies, retracted
-    write    records and other text, file by file, to the splits, less what is listed
-    finish   the report, and the corpus under its name
+    screen   records and other text, file by file, to signatures: whether a document is usable, and keys of its content
+    select   all signatures to a list of documents to drop: outdated, unusable, held-out, copied and retracted ones
+    write    records and other text, file by file, to the splits, without the dropped documents
+    finish   the report; the corpus is moved to its folder
 
-Records and signatures stay, and are used again as long as their file is the same: a day's update file joins without
-the rest being parsed again. The corpus appears when it is complete: a run that fails leaves what was there before, and
-the same command goes on where it stopped.
+Records and signatures are kept and reused while their inputs are unchanged: after an update, only the new files are
+parsed and screened. The corpus folder is replaced when the new corpus is complete. If a run fails, the old corpus is
+kept, and the same command resumes.
 """
 
 import importlib.metadata
@@ -25,41 +25,32 @@ from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 
-from healthslm import documents
-from healthslm.corpus import (
-    language,
-    markup,
-    passages,
-    pubmed,
-    records,
-    screening,
-    scrubbing,
-    selection,
-    signatures,
-    splits,
-)
-from healthslm.corpus import sources as source_files
 from healthslm.corpus.pubmed_files import file_name, find_pubmed_files
 from healthslm.corpus.reader import split_files
-from healthslm.corpus.records import PubmedReader, read_record_documents, record_writer
+from healthslm.corpus.records import RECORDS_VERSION, PubmedReader, read_record_documents, record_writer
 from healthslm.corpus.report import REPORT, corpus_report, summary
-from healthslm.corpus.screening import Criteria, Screen, SourceReader, signature_writer, write_held_out
-from healthslm.corpus.selection import list_dropped
+from healthslm.corpus.screening import (
+    SIGNATURES_VERSION,
+    Criteria,
+    Screen,
+    SourceReader,
+    signature_writer,
+    write_held_out,
+)
+from healthslm.corpus.selection import write_drop_list
 from healthslm.corpus.sources import Columns, Source, find_sources
-from healthslm.corpus.splits import REMOVED, DroppedFilter, Passages, corpus_writer
-from healthslm.documents import SPLITS, split_place
+from healthslm.corpus.splits import CORPUS_VERSION, DROPPED, ChunkSplitter, DroppedFilter, corpus_writer
+from healthslm.documents import SPLITS, split_position
 from healthslm.errors import UserError
-from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
+from healthslm.files import check_output_folder, naming_full_disk, read_json, remove_partials, write_json
 from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
-from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
-from healthslm.tables import has_stamp, make_stamp
+from healthslm.pipeline import Call, ExecutorOptions, Step, WorkFolder, run_steps
+from healthslm.tables import has_fingerprint, make_fingerprint
 
 logger = logging.getLogger(__name__)
 
-_PARSING = (pubmed, markup, records)
-_SCREENING = (screening, documents, records, source_files, scrubbing, language, signatures)
-_WRITING = (selection, splits, documents, records, scrubbing, passages)
-_LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]  # that texts pass
+# Libraries whose version may change records or signatures.
+_LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]
 
 
 @dataclass
@@ -67,47 +58,48 @@ class CorpusOptions(ExecutorOptions):
     """Options of `build_corpus`."""
 
     output: Path = field(kw_only=True)
-    """Folder to write the corpus to; records/ and signatures/ are written beside it."""
+    """Folder to write the corpus to; records/ and signatures/ are written next to it."""
     pubmed: Path | None = None
-    """Folder with PubMed's XML files (.xml, .xml.gz), or with NCBI's folders baseline/ and updatefiles/ of them."""
+    """Folder of PubMed XML files (.xml, .xml.gz), or of NCBI's folders baseline/ and updatefiles/."""
     sources: list[str] = field(default_factory=list)
-    """Other text: files, folders or patterns of .parquet, .jsonl and .txt, or hub:NAME for a data set of the Hub."""
+    """Other text: .parquet, .jsonl and .txt files, folders or patterns of them, or hub:NAME for a Hub dataset."""
     id_columns: list[str] = field(default_factory=lambda: list(Columns.id))
-    """Columns of other text that may hold a document's id: the first that a row has."""
+    """Names of the id column in other text; the first that a row has is read."""
     title_columns: list[str] = field(default_factory=lambda: list(Columns.title))
-    """Columns that may hold its title."""
+    """Names of the title column, likewise."""
     text_columns: list[str] = field(default_factory=lambda: list(Columns.text))
-    """Columns that may hold its text."""
+    """Names of the text column, likewise."""
     held_out: list[Path] = field(default_factory=list)
-    """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
+    """Evaluation files (.parquet, .jsonl). Documents that share an id, a near-duplicate text or 13 words in a row with
+    them are dropped."""
     validation_fraction: UnitInterval = 0.005
-    """Share of the documents that becomes the validation split, which pretraining needs; 0 for none."""
+    """Share of the documents in the validation split, which pretraining needs; 0 for none."""
     test_fraction: UnitInterval = 0.005
-    """Share of the documents that becomes the test split."""
+    """Share of the documents in the test split."""
     min_words: NonNegativeInt = 20
-    """Documents with a text of fewer words are dropped."""
+    """Drop documents with fewer words of text."""
     any_language: bool = False
-    """Keep documents whose text is not English, too."""
+    """Also keep documents that are not in English."""
     max_bytes: Annotated[int, Range(at_least=256)] = 4096
-    """Longer texts are cut at paragraphs into parts of at most so many bytes: about a context of 1,024 tokens."""
-    write_removed: bool = False
-    """Write what was dropped, with the reason, to removed/ in the corpus."""
+    """Split longer texts into chunks of at most this many bytes; 4,096 are about 1,024 tokens."""
+    write_dropped: bool = False
+    """Write the dropped documents, with the reason, to dropped/ in the corpus."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.validation_fraction + self.test_fraction >= 1:
-            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave nothing to train on"
+            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave no training documents"
             raise OptionError("validation_fraction", problem)
 
 
 def build_corpus(options: CorpusOptions) -> None:
-    """Build the records and the corpus, with a report of what was read, kept and dropped in its report.json.
+    """Build a corpus, with a report of the documents read, kept and dropped in its report.json.
 
     Raises:
-        UserError: an input is missing, damaged or of no known format, or no document is left to train on or, unless
-            validation_fraction is 0, to validate on.
+        UserError: An input is missing, damaged or in an unknown format; or the training split is empty, or the
+            validation split although validation_fraction is above 0.
     """
-    _check_output(options.output)
+    check_output_folder(options.output, "a corpus", lambda folder: (folder / REPORT).exists())
     pubmed_files = find_pubmed_files(options.pubmed) if options.pubmed else []
     names = [file_name(path) for path in pubmed_files]
     records_folder = options.output.absolute().parent / "records"
@@ -117,111 +109,98 @@ def build_corpus(options: CorpusOptions) -> None:
         Source(name, str(path.absolute()), partial(read_record_documents, record_file))
         for name, path, record_file in zip(names, pubmed_files, record_files, strict=True)
     ] + find_sources(options.sources, taken=names, columns=columns)
-    # A number as id is a PMID here, whatever the kind of text: to hold out too much does no harm.
+    # In held-out files every number is taken as a PMID: holding out too much does no harm.
     held_out = find_sources([str(path) for path in options.held_out], default_kind="abstract")
     if not sources:
-        raise UserError("nothing to read: give --pubmed FOLDER, --sources FILES, or both")
+        raise UserError("no input: give --pubmed FOLDER, --sources FILES or both")
 
-    work = Workplace(options.output.absolute())
+    work = WorkFolder(options.output.absolute())
     with naming_full_disk(work.folder):
         steps = _plan(options, work, sources, record_files, held_out)
         if not run_steps(steps, options, work.logs):
-            logger.info("handed to Slurm; what each task says goes to %s", work.logs)
+            logger.info("submitted to Slurm; the logs of its tasks are in %s", work.logs)
             return
     logger.info("%s", summary(read_json(options.output / REPORT)))
 
 
 def _plan(
-    options: CorpusOptions, work: Workplace, sources: list[Source], record_files: list[Path], held_out: list[Source]
+    options: CorpusOptions, work: WorkFolder, sources: list[Source], record_files: list[Path], held_out: list[Source]
 ) -> list[Step]:
     criteria = Criteria(options.min_words, not options.any_language, options.validation_fraction, options.test_fraction)
     settings = vars(criteria) | {"max_bytes": options.max_bytes}
     columns = [options.id_columns, options.title_columns, options.text_columns]
     held_out_sums = [source.sha256 for source in held_out]
     signature_files = [work.target.parent / "signatures" / f"{source.name}.parquet" for source in sources]
-    record_stamps = [make_stamp(_PARSING, _LIBRARIES, source.sha256) for source in sources[: len(record_files)]]
-    signature_stamps = [
-        make_stamp(
-            _PARSING + _SCREENING, _LIBRARIES, source.name, source.sha256, vars(criteria), columns, held_out_sums
-        )
-        for source in sources
-    ]
-    work.open(make_stamp(_WRITING, signature_stamps, settings, options.write_removed))
+    parsing = [RECORDS_VERSION, _LIBRARIES]
+    screening = [*parsing, SIGNATURES_VERSION, vars(criteria), columns, held_out_sums]
+    record_fingerprints = [make_fingerprint(parsing, source.sha256) for source in sources[: len(record_files)]]
+    signature_fingerprints = [make_fingerprint(screening, source.name, source.sha256) for source in sources]
+    work.open(make_fingerprint(CORPUS_VERSION, signature_fingerprints, settings, options.write_dropped))
     held_out_keys, held_out_ngrams = work.folder / "held_out.parquet", work.folder / "held_out_ngrams.npy"
     write_held_out(held_out, held_out_keys, held_out_ngrams)
     for folder in {path.parent for path in (*record_files, *signature_files)}:
         folder.mkdir(exist_ok=True)
         remove_partials(folder)
 
-    dropped = work.folder / "dropped.parquet"
-    removed = work.output / REMOVED if options.write_removed else None
+    drop_list = work.folder / "drop_list.parquet"
+    dropped = work.output / DROPPED if options.write_dropped else None
     parse = [
         PubmedReader([Path(source.location) for source in sources[: len(record_files)]]),
-        record_writer(record_files, record_stamps),
+        record_writer(record_files, record_fingerprints),
     ]
     screen = [
         SourceReader(sources),
         Screen(criteria, held_out_ngrams),
-        signature_writer(signature_files, signature_stamps),
+        signature_writer(signature_files, signature_fingerprints),
     ]
-    select = Call(list_dropped, signature_files, record_files, held_out_keys, dropped)
+    select = Call(write_drop_list, signature_files, record_files, held_out_keys, drop_list)
     write = [
         SourceReader(sources),
-        DroppedFilter(dropped, removed),
-        Passages(options.max_bytes, criteria),
+        DroppedFilter(drop_list, dropped),
+        ChunkSplitter(options.max_bytes, criteria),
         corpus_writer(work.output),
     ]
     finish = Call(_finish, work, sources, signature_files, held_out, settings)
-    # What comes from the Hub has no checksum by which to know that it is the same.
+    # Datasets of the Hub have no checksum to tell whether they have changed.
     unknown = {rank for rank, source in enumerate(sources) if source.sha256 is None}
     return [
-        Step("parse", parse, len(record_files), _standing(record_files, record_stamps)),
-        Step("screen", screen, len(sources), _standing(signature_files, signature_stamps) - unknown),
+        Step("parse", parse, len(record_files), _up_to_date(record_files, record_fingerprints)),
+        Step("screen", screen, len(sources), _up_to_date(signature_files, signature_fingerprints) - unknown),
         Step("select", [select], 1),
         Step("write", write, len(sources), work.finished("write") - unknown),
         Step("finish", [finish], 1),
     ]
 
 
-def _standing(paths: list[Path], stamps: list[str]) -> frozenset[int]:
-    """Numbers of the files that an earlier run has made of the same."""
-    pairs = zip(paths, stamps, strict=True)
-    return frozenset(number for number, (path, stamp) in enumerate(pairs) if has_stamp(path, stamp))
+def _up_to_date(paths: list[Path], fingerprints: list[str]) -> frozenset[int]:
+    """Numbers of the files that exist and have the right fingerprint."""
+    pairs = zip(paths, fingerprints, strict=True)
+    return frozenset(number for number, (path, fingerprint) in enumerate(pairs) if has_fingerprint(path, fingerprint))
 
 
 def _finish(
-    work: Workplace,
+    work: WorkFolder,
     sources: list[Source],
     signature_files: list[Path],
     held_out: list[Source],
     settings: dict[str, Any],
 ) -> None:
-    """Write the report into the corpus, and put it under its name."""
-    dropped = work.folder / "dropped.parquet"
+    """Write the report, and move the corpus to its folder."""
+    drop_list = work.folder / "drop_list.parquet"
     for split in SPLITS:
         (work.output / split).mkdir(exist_ok=True)
-    report = corpus_report(sources, signature_files, held_out, dropped, work.output, settings)
+    report = corpus_report(sources, signature_files, held_out, drop_list, work.output, settings)
     if report["splits"]["train"]["documents"] == 0:
-        raise UserError(f"no document is left to train on: of {report['read']:,} read, dropped {report['dropped']}")
+        raise UserError(f"no training documents are left: {report['read']:,} were read, dropped {report['dropped']}")
     if settings["validation_fraction"] > 0 and report["splits"]["validation"]["documents"] == 0:
-        problem = f"{settings['validation_fraction']} of {report['kept']:,} documents leaves none for validation"
-        raise OptionError("validation_fraction", f"{problem}; {_least_fraction(work.output)} or more leaves some")
+        problem = f"{settings['validation_fraction']} of {report['kept']:,} documents gives no validation document"
+        raise OptionError("validation_fraction", f"{problem}; use {_min_fraction(work.output)} or more")
     write_json(work.output / REPORT, report)
-    work.close()
+    work.publish()
 
 
-def _least_fraction(corpus: Path) -> float:
-    """The least validation fraction, rounded up to four decimals, with which a document is in that split."""
+def _min_fraction(corpus: Path) -> float:
+    """The smallest validation fraction, rounded up to four decimals, that gives a validation document."""
     files = (path for split in SPLITS for path in split_files(corpus, split))
     ids = (identifier for path in files for identifier in pq.read_table(path, columns=["id"])["id"].to_pylist())
-    return (math.floor(min(map(split_place, ids)) * 10_000) + 1) / 10_000
-
-
-def _check_output(corpus: Path) -> None:
-    """Refuse to replace a folder which no earlier run has written."""
-    if corpus.exists() and not _is_corpus(corpus):
-        raise UserError(f"{corpus}: holds other things than the output of an earlier run, and would be replaced")
-
-
-def _is_corpus(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / REPORT).exists() or not any(folder.iterdir()))
+    return (math.floor(min(map(split_position, ids)) * 10_000) + 1) / 10_000

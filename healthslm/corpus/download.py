@@ -1,33 +1,35 @@
-"""Downloading PubMed: NCBI's baseline and update files, each of them whole and verified or not there at all.
+"""Downloading PubMed: NCBI's baseline and update files. A file appears once it is complete and verified.
 
     https://ftp.ncbi.nlm.nih.gov/pubmed/{baseline,updatefiles}/ -> pubmed/{baseline,updatefiles}/
 
-Beside every file NCBI keeps a sidecar, NAME.md5, of one line: `MD5(pubmed26n0001.xml.gz)= e2ba…`. It is kept here too,
-so a later run asks the server for the two listings and for what is missing or damaged, and for nothing else. A file
-that NCBI replaces under its old name is seen when its sidecar here is removed. One run at a time writes to a folder.
+For every file NCBI publishes a checksum file, NAME.md5, with one line: `MD5(pubmed26n0001.xml.gz)= e2ba…`. It is saved
+too, so a later run requests only the two listings and the files that are missing or damaged. To download a file that
+NCBI has replaced under the same name, remove its checksum file first. Only one run at a time may write to a folder.
 """
 
+import hashlib
 import io
 import logging
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, Annotated, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-import pooch
 import requests
+from lxml import etree
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from urllib3.exceptions import MaxRetryError
+from urllib3.util import Retry
 
 from healthslm.corpus.pubmed_files import FOLDERS, file_number, refuse_two_years
 from healthslm.errors import UserError
-from healthslm.files import remove_partials, replacing
+from healthslm.files import check_output_folder, remove_partials, replacing
 from healthslm.options import CheckedOptions, Range
 
 logger = logging.getLogger(__name__)
@@ -39,12 +41,12 @@ TERMS = (
 )
 MAX_CONNECTIONS = 4
 TRIES = 5
-FIRST_WAIT = 1.0  # seconds between the first two tries; each wait after it is twice as long
+BACKOFF = 1.0  # seconds; the waits between tries are 0, 2, 4 and 8 times this, or what the server asks for
 TIMEOUT = 30.0  # seconds without a byte from the server
-CHUNK_SIZE = 1 << 18  # bytes
+BLOCK_BYTES = 1 << 18
+RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 
 _SELECTION = re.compile(r"all|latest [1-9][0-9]*|[0-9]+(-[0-9]+)?( [0-9]+(-[0-9]+)?)*")
-_PASSING_STATUS = {408, 429}  # client errors that time may mend: request timeout, too many requests
 
 Result = TypeVar("Result")
 
@@ -56,48 +58,50 @@ class DownloadOptions(CheckedOptions):
     output: Path
     """Folder to download to; gets NCBI's folders baseline/ and updatefiles/."""
     files: list[str]
-    """Which: `all`, `latest N`, or numbers such as `1-20` or `1-20 1334`, which go on from baseline to update files."""
+    """Files to download: `all`, `latest N`, or numbers such as `1-20` or `1-20 1334`."""
     base_url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
-    """Address (https, http) that has baseline/ and updatefiles/ below it: NCBI's, or that of a mirror."""
+    """Address of the folder with baseline/ and updatefiles/ (https or http): NCBI's, or that of a mirror."""
     connections: Annotated[int, Range(at_least=1, at_most=MAX_CONNECTIONS)] = 2
-    """Files to download at once, at most 4: NCBI asks for few connections."""
+    """Files to download in parallel, at most 4: NCBI asks for few connections."""
 
 
 class FetchError(Exception):
-    """A request that failed: the message says why, `permanent` whether another try would be in vain."""
+    """A request failed. The message gives the reason in one line."""
 
-    def __init__(self, reason: str, permanent: bool = False):
-        super().__init__(reason)
-        self.permanent = permanent
+
+class TransferError(FetchError):
+    """A file arrived incomplete or damaged; another try may succeed."""
 
 
 def download_pubmed(options: DownloadOptions) -> None:
-    """Download the chosen files that are not yet there, or not valid: valid is what has the md5 of its sidecar.
+    """Download the chosen files that are missing or do not match their checksum.
 
     Raises:
-        UserError: An option cannot work, the listing cannot be read or lacks a chosen file, files of two years would be
-            mixed, or files failed in spite of all tries, after the others were fetched.
+        UserError: An option is invalid, a listing cannot be read or lacks a chosen file, files from two years would be
+            mixed, or files still fail after all tries; the others are downloaded first.
     """
     selection = _read_selection(options.files)
     _check_address(options.base_url)
+    check_output_folder(options.output, "the download", lambda folder: True)
     base_url = options.base_url.rstrip("/") + "/"
-    paths = select_files(list_files(base_url), selection)
-    there = [str(path) for folder in ("", *FOLDERS) for path in (options.output / folder).glob("pubmed*.xml*")]
-    refuse_two_years([*sorted(there), base_url + paths[0]], ": remove the older ones, or name another folder")
+    with open_session() as session:
+        paths = select_files(list_files(session, base_url), selection)
+        existing = [str(path) for folder in ("", *FOLDERS) for path in (options.output / folder).glob("pubmed*.xml*")]
+        refuse_two_years([*sorted(existing), base_url + paths[0]], "; remove the older ones or choose another folder")
 
-    logger.info(TERMS)
-    _remove_partial_files(options.output)
-    try:
-        failed = _fetch_all(paths, base_url, options.output, options.connections)
-    finally:
+        logger.info(TERMS)
         _remove_partial_files(options.output)
+        try:
+            failed = _fetch_all(session, paths, base_url, options.output, options.connections)
+        finally:
+            _remove_partial_files(options.output)
     if failed:
-        raise UserError(f"{failed:,} of {len(paths):,} files missing (see above): run the command again for the rest")
-    logger.info("%s: all %s files are there and verified", options.output, f"{len(paths):,}")
+        raise UserError(f"{failed:,} of {len(paths):,} files are missing (see above); run the command again")
+    logger.info("%s: all %s files are complete and verified", options.output, f"{len(paths):,}")
 
 
 def _read_selection(files: list[str]) -> str:
-    """Return the option `files` in its one form, `all`, `latest 3` or `1-20 1334`."""
+    """Normalize the option `files` to `all`, `latest 3` or `1-20 1334`."""
     selection = " ".join(" ".join(files).replace(",", " ").split())
     if not _SELECTION.fullmatch(selection):
         raise UserError(f"files: expected `all`, `latest N` or numbers such as `1-20`, got {selection!r}")
@@ -110,52 +114,39 @@ def _check_address(base_url: str) -> None:
         raise UserError(f"base_url: expected an address that begins with https:// or http://, got {base_url!r}")
 
 
-def list_files(base_url: str) -> dict[int, str]:
-    """Read both listings; return `baseline/pubmed26n0001.xml.gz` by the number in the name.
+def list_files(session: requests.Session, base_url: str) -> dict[int, str]:
+    """Read both listings and map the number of each file to its path, such as `baseline/pubmed26n0001.xml.gz`.
 
     Raises:
-        UserError: A listing cannot be read, there are no PubMed files, those of two years, or one in both folders.
+        UserError: A listing cannot be read; or there are no PubMed files, files from two years, or one in both folders.
     """
-    paths = [f"{folder}/{name}" for folder in FOLDERS for name in _list_names(f"{base_url}{folder}/")]
+    paths = [f"{folder}/{name}" for folder in FOLDERS for name in _list_names(session, f"{base_url}{folder}/")]
     if not paths:
         raise UserError(f"{base_url}: neither baseline/ nor updatefiles/ lists a file such as pubmed26n0001.xml.gz")
-    refuse_two_years([base_url + path for path in paths], ": wait until the server has replaced all of them")
+    refuse_two_years([base_url + path for path in paths], "; wait until the server has replaced all of them")
     files: dict[int, str] = {}
     for path in paths:
         other = files.setdefault(file_number(path.rpartition("/")[2]), path)
         if other != path:
-            raise UserError(f"{base_url}{path}: listed as {other} too: one of them must be wrong")
+            raise UserError(f"{base_url}{path}: is also listed as {other}; only one of them can be right")
     return files
 
 
-def _list_names(url: str) -> list[str]:
-    """The PubMed files that a listing links to: by a bare name, which cannot lead out of the folder."""
+def _list_names(session: requests.Session, url: str) -> list[str]:
+    """The PubMed files that a listing links to. Only plain names are accepted, which cannot lead out of the folder."""
     try:
-        page = with_retries(url, lambda: _get_text(url))
+        page = fetch_bytes(session, url)
     except FetchError as error:
-        raise UserError(f"{url}: no listing: {error}") from error
-    links = _Links()
-    links.feed(page)
-    for target in links.targets:
+        raise UserError(f"{url}: cannot read the listing: {error}") from error
+    targets = etree.HTML(page or b"<html/>", etree.HTMLParser(encoding="utf-8")).xpath("//a/@href")
+    for target in targets:
         if target.endswith(".xml.gz") and file_number(target) is None:
-            logger.warning("%s: refused %r: not the plain name of a PubMed file", url, target)
-    return [target for target in links.targets if file_number(target) is not None]
-
-
-class _Links(HTMLParser):
-    """Collects what a page links to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.targets += [value for name, value in attrs if name == "href" and value]
+            logger.warning("%s: ignored %r, which is not the plain name of a PubMed file", url, str(target))
+    return [str(target) for target in targets if file_number(target) is not None]
 
 
 def select_files(files: dict[int, str], selection: str) -> list[str]:
-    """Return the paths that `all`, `latest 3` or `1-20 1334` selects, in the order of their numbers.
+    """Return the paths that `all`, `latest 3` or `1-20 1334` selects, ordered by number.
 
     Raises:
         UserError: A number is not among the files.
@@ -174,65 +165,43 @@ def _numbers(text: str, files: dict[int, str]) -> range:
     first, _, last = text.partition("-")
     numbers = range(int(first), int(last or first) + 1)
     if not numbers:
-        raise UserError(f"files: {text}: the first number is above the last")
+        raise UserError(f"files: {text}: the first number is greater than the last")
     missing = next((number for number in numbers if number not in files), None)
     if missing is not None:
-        raise UserError(f"files: {text}: no file {missing} is listed: there are {min(files)} to {max(files)}")
+        raise UserError(f"files: {text}: no file {missing} is listed; the numbers are {min(files)} to {max(files)}")
     return numbers
 
 
-def _fetch_all(paths: list[str], base_url: str, output: Path, connections: int) -> int:
+def _fetch_all(session: requests.Session, paths: list[str], base_url: str, output: Path, connections: int) -> int:
     """Fetch files under a progress bar; return how many failed."""
 
     def fetch(path: str) -> tuple[str, FetchError | None]:
-        file_progress = progress.add_file()
         try:
-            fetch_file(base_url + path, output / path, file_progress)
+            fetch_file(session, base_url + path, output / path, lambda done, size: progress.show(path, done, size))
         except FetchError as error:
-            file_progress.reset()
             return path, error
         return path, None
 
     failed = 0
-    # The threads of this pool are daemons: an interrupt ends the process without waiting for what they wait for.
-    with logging_redirect_tqdm(), _Progress(len(paths)) as progress, ThreadPool(connections) as pool:
+    # The threads of this pool are daemons: an interrupt ends the process without waiting for them.
+    with logging_redirect_tqdm(), _Progress(paths) as progress, ThreadPool(connections) as pool:
         for path, error in pool.imap_unordered(fetch, paths):
             if error is None:
                 progress.count_file()
             else:
                 failed += 1
-                logger.error("%s: not fetched: %s", base_url + path, error)
+                progress.show(path, 0, 0)
+                logger.error("%s: not downloaded: %s", base_url + path, error)
     return failed
 
 
-class FileProgress:
-    """The bytes of one file, as pooch tells of them: it sets `total` and calls the methods."""
-
-    def __init__(self, show: Callable[[], None]):
-        self.total = self.bytes = 0
-        self.show = show
-
-    def update(self, count: int) -> None:
-        self.bytes = min(self.bytes + count, self.total)  # pooch counts whole chunks, the last one too
-        self.show()
-
-    def reset(self) -> None:
-        self.bytes = 0
-
-    def close(self) -> None:
-        self.show()
-
-
 class _Progress:
-    """One bar of files and bytes, on which several threads show theirs.
+    """One progress bar in bytes for all files. Its total is estimated: number of files times the mean known size."""
 
-    Listings give no exact sizes: the total is the number of files times the mean size of those begun.
-    """
-
-    def __init__(self, files: int):
-        self.files, self.done = files, 0
-        self.parts: list[FileProgress] = []
-        self.bar = tqdm(desc=f"0/{files:,} files", unit="B", unit_scale=True, file=sys.stderr)
+    def __init__(self, paths: list[str]):
+        self.files = 0
+        self.done, self.sizes = dict.fromkeys(paths, 0), dict.fromkeys(paths, 0)
+        self.bar = tqdm(desc=f"0/{len(paths):,} files", unit="B", unit_scale=True, file=sys.stderr)
 
     def __enter__(self) -> "_Progress":
         return self
@@ -240,103 +209,159 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def add_file(self) -> FileProgress:
-        self.parts.append(FileProgress(self.show))
-        return self.parts[-1]
-
     def count_file(self) -> None:
-        self.done += 1
-        self.bar.set_description(f"{self.done:,}/{self.files:,} files")
+        self.files += 1
+        self.bar.set_description(f"{self.files:,}/{len(self.done):,} files")
 
-    def show(self) -> None:
-        if sizes := [part.total for part in self.parts if part.total]:
-            self.bar.total = self.files * sum(sizes) // len(sizes)
-        self.bar.update(sum(part.bytes for part in self.parts) - self.bar.n)
+    def show(self, path: str, done: int, size: int) -> None:
+        """Show that `done` of the `size` bytes of a file have arrived."""
+        self.done[path], self.sizes[path] = done, size
+        if known := [size for size in self.sizes.values() if size]:
+            self.bar.total = len(self.sizes) * sum(known) // len(known)
+        self.bar.update(sum(self.done.values()) - self.bar.n)
 
 
-def fetch_file(url: str, path: Path, progress: FileProgress) -> None:
-    """Make `path` the file at `url`, with its sidecar beside it, unless it is there and valid.
+def fetch_file(session: requests.Session, url: str, path: Path, show: Callable[[int, int], object]) -> None:
+    """Download the file at `url` and its checksum file to `path`, unless a valid copy is there.
 
     Raises:
-        FetchError: All tries failed, or one in a way that no other could mend; says how the last one did.
+        FetchError: All tries failed, or the server gave an answer that another try cannot change.
     """
-    sidecar = path.with_name(f"{path.name}.md5")
-    if not _is_valid(path, sidecar):
-        with_retries(url, lambda: _fetch_once(url, path, sidecar, progress))
-    progress.total = path.stat().st_size
-    progress.update(progress.total)
+    checksum_file = path.with_name(f"{path.name}.md5")
+    if not _is_valid(path, checksum_file):
+        with_retries(url, lambda: _fetch_and_verify(session, url, path, checksum_file, show))
+    show(path.stat().st_size, path.stat().st_size)
 
 
-def _is_valid(path: Path, sidecar: Path) -> bool:
-    if not (path.exists() and sidecar.exists()):
+def _is_valid(path: Path, checksum_file: Path) -> bool:
+    if not (path.exists() and checksum_file.exists()):
         return False
-    return pooch.file_hash(path, "md5") == _read_md5(sidecar.read_text(encoding="utf-8", errors="replace"), path.name)
+    return _md5(path) == _parse_checksum(checksum_file.read_text(encoding="utf-8", errors="replace"), path.name)
 
 
-def _fetch_once(url: str, path: Path, sidecar: Path, progress: FileProgress) -> None:
-    text = _get_text(f"{url}.md5")
-    md5 = _read_md5(text, path.name)
+def _fetch_and_verify(
+    session: requests.Session, url: str, path: Path, checksum_file: Path, show: Callable[[int, int], object]
+) -> None:
+    text = _fetch_bytes_once(session, f"{url}.md5").decode("utf-8", "replace")
+    md5 = _parse_checksum(text, path.name)
     if md5 is None:
-        raise FetchError(f"{url}.md5: expected one line `MD5({path.name})= …`, got {text[:80]!r}")
-    if not path.exists() or pooch.file_hash(path, "md5") != md5:
-        progress.reset()
+        raise TransferError(f"{url}.md5: expected one line `MD5({path.name})= …`, got {text[:80]!r}")
+    if not path.exists() or _md5(path) != md5:
         with replacing(path) as new:
-            get(url, str(new), progress)
-            found = pooch.file_hash(new, "md5")
-            if found != md5:
-                raise FetchError(f"wrong bytes: their md5 is {found}, the sidecar's {md5}")
-    with replacing(sidecar) as new:
+            with new.open("wb") as file:
+                fetch(session, url, file, show)
+            if (found := _md5(new)) != md5:
+                raise TransferError(f"wrong checksum: the file has the MD5 {found}, not {md5}")
+    with replacing(checksum_file) as new:
         new.write_text(text, encoding="utf-8")
 
 
-def _read_md5(text: str, name: str) -> str | None:
-    """The md5 in a sidecar of NCBI's format; None where it has another format, or is of another file."""
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _parse_checksum(text: str, name: str) -> str | None:
+    """The MD5 in a checksum file of NCBI's format; None if it has another format or belongs to another file."""
     match = re.fullmatch(rf"MD5\({re.escape(name)}\)= ?([0-9a-f]{{32}})\s*", text)
     return match[1] if match else None
 
 
+class _LoggedRetry(Retry):
+    """Retries requests, and logs each failure."""
+
+    def increment(self, method: str | None = None, url: str | None = None, *args: Any, **more: Any) -> Retry:
+        retry = super().increment(method, url, *args, **more)  # raises after the last try
+        response, error = more.get("response"), more.get("error")
+        if response is None:
+            reason, seconds = _root_cause(error), retry.get_backoff_time()
+        else:
+            reason = f"{response.status} {response.reason}"
+            seconds = retry.get_retry_after(response) or retry.get_backoff_time()
+        message = "%s: try %d of %d failed: %s; next try in %g s"
+        logger.warning(message, urlsplit(url or "").path, len(retry.history), TRIES, reason, seconds)
+        return retry
+
+
+def _make_retry() -> Retry:
+    return _LoggedRetry(TRIES - 1, backoff_factor=BACKOFF, status_forcelist=RETRIED_STATUS, raise_on_status=False)
+
+
+def open_session() -> requests.Session:
+    """Open a session that retries connections that fail, servers that do not answer, and `RETRIED_STATUS`."""
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # the bytes as they are stored, to which the checksums belong
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS, max_retries=_make_retry()))
+    return session
+
+
 def with_retries(url: str, attempt: Callable[[], Result]) -> Result:
-    for tried in range(1, TRIES):
+    """Call `attempt` until it raises no TransferError, with the same number of tries and waits as a session's.
+
+    Raises:
+        FetchError: The last try failed, or a try failed in another way.
+    """
+    retry = _make_retry()
+    while True:
         try:
             return attempt()
-        except FetchError as error:
-            if error.permanent:
-                raise
-            wait = FIRST_WAIT * 2 ** (tried - 1)
-            logger.warning("%s: try %d of %d: %s: next try in %g s", url, tried, TRIES, error, wait)
-        time.sleep(wait)
-    return attempt()
+        except TransferError as error:
+            try:
+                retry = retry.increment("GET", url, error=error)
+            except MaxRetryError:
+                raise error from None
+            retry.sleep()
 
 
-def _get_text(url: str) -> str:
+def fetch_bytes(session: requests.Session, url: str) -> bytes:
+    """Return the content of a URL, with retries; raises FetchError."""
+    return with_retries(url, lambda: _fetch_bytes_once(session, url))
+
+
+def _fetch_bytes_once(session: requests.Session, url: str) -> bytes:
     content = io.BytesIO()
-    get(url, content)
-    return content.getvalue().decode("utf-8", "replace")
+    fetch(session, url, content)
+    return content.getvalue()
 
 
-def get(url: str, output: str | IO[bytes], progress: FileProgress | bool = False) -> None:
-    """Write what a URL gives to a path or a file; raises FetchError."""
-    headers = {"Accept-Encoding": "identity"}  # the bytes as they are stored: those of which the sidecar tells
-    download = pooch.HTTPDownloader(progressbar=progress, chunk_size=CHUNK_SIZE, timeout=TIMEOUT, headers=headers)
+def fetch(
+    session: requests.Session, url: str, output: IO[bytes], show: Callable[[int, int], object] = lambda done, size: None
+) -> None:
+    """Write the content of a URL to a file, and call `show` with the bytes that have arrived and their total.
+
+    Raises:
+        TransferError: The connection broke while the content was sent.
+        FetchError: The request failed, after the session's retries.
+    """
     try:
-        download(url, output, None)
+        with session.get(url, stream=True, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            size = int(response.headers.get("Content-Length", 0))
+            _copy_content(response, output, lambda done: show(done, size))
     except requests.RequestException as error:
-        status = None
-        if error.response is not None:
-            status = error.response.status_code
-            error.response.close()  # it would stay open while we wait for the next try
-        permanent = status is not None and 400 <= status < 500 and status not in _PASSING_STATUS
-        raise FetchError(_root_cause(error), permanent) from None
+        raise FetchError(_root_cause(error)) from None
+
+
+def _copy_content(response: requests.Response, output: IO[bytes], show: Callable[[int], object]) -> None:
+    done = 0
+    try:
+        for block in response.iter_content(BLOCK_BYTES):
+            output.write(block)
+            done += len(block)
+            show(done)
+    except requests.RequestException as error:
+        raise TransferError(_root_cause(error)) from None
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the socket or the server said, below what requests and urllib3 wrap around it."""
+    """The message of the socket or the server, without what requests and urllib3 wrap around it."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error) or type(error).__name__
 
 
 def _remove_partial_files(folder: Path) -> None:
-    """Remove what is left of files when a run is killed, or ends before its threads."""
+    """Remove the partial files of a run that was killed, or that ends before its threads."""
     for inner in FOLDERS:
         remove_partials(folder / inner)

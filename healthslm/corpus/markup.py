@@ -1,25 +1,24 @@
-"""The text of PubMed's titles and abstracts, whose inline markup and formulas must not change what they say.
+"""Converting the inline markup and formulas of PubMed's titles and abstracts to plain text of the same meaning.
 
-Bold, italic and underlined text and subscripts lose their markup: "H<sub>2</sub>O" reads H2O in plain text everywhere.
-A superscript that carries a value would change it: "10<sup>5</sup>" is not 105. It becomes "10^5", "cm^-1", "R^2".
-Superscripts that plain text writes without a sign stay plain: Ca2+, CD4+, 18F, TNF-/-, 2nd, µg®. Formulas in MathML
-follow the same rules, and a fraction becomes "a/b".
+Bold, italic and underlined text and subscripts lose their markup: "H<sub>2</sub>O" becomes H2O. An exponent gets a "^",
+because "10<sup>5</sup>" is not 105: "10^5", "cm^-1", "R^2". Superscripts that plain text usually writes without a sign
+get none: Ca2+, CD4+, 18F, TNF-/-, 2nd, µg®. MathML formulas follow the same rules, and a fraction becomes "a/b".
 """
 
 import re
 
 from lxml import etree
 
-# Written as a number, with any of the minus signs in use: the exponent of a unit or a variable.
+# The exponent of a unit or a variable: a number with any of the plus and minus signs in use.
 _SIGNED_NUMBER = re.compile(r"[+\-\u2010-\u2013\u2212]?\s*\d+(?:[.,/]\d+)?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _SCRIPTED = {"msup", "msub", "msubsup", "mover", "munder", "munderover"}
 
 
 def inner_text(element: etree._Element | None) -> str:
-    """All text in `element`, on one line with single spaces; "" for none.
+    """All text in `element` on one line with single spaces; "" if `element` is None.
 
-    The element was parsed without comments and processing instructions, and has no entities.
+    The element must have been parsed without comments, processing instructions and entities.
     """
     if element is None:
         return ""
@@ -31,8 +30,8 @@ def inner_text(element: etree._Element | None) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with a single space for all its white space, and none at its ends."""
-    # Most texts are so already, which is four times faster to see than to make.
+    """Strip `text` and replace every run of white space in it with a single space."""
+    # Most texts need no change, and checking that is four times faster than splitting and joining.
     is_plain = text.isascii() and "\n" not in text and "\t" not in text and "\r" not in text and "  " not in text
     return text.strip() if is_plain else " ".join(text.split())
 
@@ -57,7 +56,7 @@ def _local_name(element: etree._Element) -> str:
 
 
 def _superscript(before: str, content: str) -> str:
-    """`content` as plain text behind the character `before`, with a "^" where it would otherwise join another value."""
+    """A superscript as plain text after the character `before`: with a "^" if it is an exponent."""
     if not any(character.isalnum() for character in content):
         return content
     is_exponent_of_number = before.isdigit() and not _ORDINAL.match(content)
@@ -66,28 +65,28 @@ def _superscript(before: str, content: str) -> str:
 
 
 def _formula(element: etree._Element) -> str:
-    """The text of a MathML element. White space between its elements is layout and no part of it."""
+    """The text of a MathML element, without the white space between its children, which is layout."""
     name = _local_name(element)
     children = list(element)
     if not children:
         return " " if name == "mspace" else (element.text or "").strip("\n\t ")
-    if name == "semantics":  # its other children say the same again, in TeX for instance
+    if name == "semantics":  # its other children repeat the formula, in TeX for instance
         return _formula(children[0])
     if name == "mmultiscripts":
         return _multiscripts(children)
-    parts = [_formula(child) for child in children]
+    texts = [_formula(child) for child in children]
     if name == "mfrac":
-        return "/".join(part if len(part) == 1 or part.isalnum() else f"({part})" for part in parts)
+        return "/".join(text if len(text) == 1 or text.isalnum() else f"({text})" for text in texts)
     if name in ("msup", "msubsup"):
-        *base, exponent = parts
+        *base, exponent = texts
         base = "".join(base)
         return base + _superscript(base[-1:] or " ", exponent)
-    return "".join(parts)
+    return "".join(texts)
 
 
 def _multiscripts(children: list[etree._Element]) -> str:
-    """Scripts in front of a base come after it in MathML: He, prescripts, none, 3 is 3He."""
+    """Move prescripts, which MathML writes after the base, in front of it: He, mprescripts, none, 3 becomes 3He."""
     names = [_local_name(child) for child in children]
-    behind = names.index("mprescripts") if "mprescripts" in names else len(names)
-    before, after = children[behind + 1 :], children[:behind]
+    marker = names.index("mprescripts") if "mprescripts" in names else len(names)
+    before, after = children[marker + 1 :], children[:marker]
     return "".join(map(_formula, before + after))

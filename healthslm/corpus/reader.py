@@ -14,20 +14,20 @@ BATCH_DOCUMENTS = 1024
 
 
 def split_files(corpus: Path, split: str) -> list[Path]:
-    """The Parquet files of one split in the order of their names; none where the corpus lacks the split."""
+    """List the Parquet files of one split by name; the list is empty if the corpus has no such split."""
     if not corpus.is_dir():
-        raise UserError(f"{corpus}: no such folder; scripts/build_corpus.py writes a corpus")
+        raise UserError(f"{corpus}: no such folder; scripts/build_corpus.py builds a corpus")
     return sorted((corpus / split).glob("*.parquet"))
 
 
 def count_documents(path: Path) -> int:
-    """Number of documents in one corpus file, from its footer."""
+    """The number of rows in one corpus file, from its footer."""
     with _refusing_bad_files(path):
         return pq.read_metadata(path).num_rows
 
 
 def read_texts(path: Path) -> Iterator[list[str]]:
-    """Yield the texts of one corpus file's documents, titles included, in batches and in their order."""
+    """Yield the texts of one corpus file in batches, each text with its title."""
     with _refusing_bad_files(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_DOCUMENTS, columns=["title", "text"]):
             titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
@@ -35,7 +35,7 @@ def read_texts(path: Path) -> Iterator[list[str]]:
 
 
 def read_kinds(path: Path) -> list[str]:
-    """The kinds of one corpus file's documents, such as "abstract", in their order."""
+    """The kind of each row of one corpus file, such as "abstract"."""
     with _refusing_bad_files(path):
         return pq.read_table(path, columns=["kind"]).column("kind").to_pylist()
 

@@ -1,4 +1,4 @@
-"""PubMed's records in Parquet, and the documents that they become."""
+"""PubMed's records as Parquet files, and as documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,11 @@ from datatrove.pipeline.base import PipelineStep
 from healthslm.corpus.pubmed import RETRACTED_TYPES, RETRACTION_NOTICE_TYPES, read_records
 from healthslm.corpus.scrubbing import scrub
 from healthslm.documents import pmid_id
-from healthslm.tables import StampedWriter
+from healthslm.tables import FingerprintedWriter
+
+RECORDS_VERSION = 1
+"""Version of the record files. Raise it after any change by which the same XML gives other records (in pubmed.py,
+markup.py or `RECORD_SCHEMA`): files of another version are made again."""
 
 RECORD_SCHEMA = pa.schema(
     {
@@ -20,21 +24,21 @@ RECORD_SCHEMA = pa.schema(
         "version": pa.int32(),
         "deleted": pa.bool_(),
         "title": pa.string(),
-        "title_translated": pa.bool_(),  # its brackets are removed
+        "title_translated": pa.bool_(),  # the brackets are removed
         "sections": pa.list_(pa.struct({"label": pa.string(), "category": pa.string(), "text": pa.string()})),
         "year": pa.int32(),
-        "language": pa.string(),  # several are joined by ";"
+        "language": pa.string(),  # several are joined with ";"
         "publication_types": pa.list_(pa.string()),
-        "retracted_in": pa.bool_(),  # a notice elsewhere retracts it
+        "retracted_in": pa.bool_(),  # another record retracts it
     }
 )
 SOURCE = "pubmed"
 LICENSE = "NLM terms; abstracts under their publishers' terms"
-NOT_SHOWN_LABELS = {"", "UNASSIGNED"}
+HIDDEN_LABELS = {"", "UNASSIGNED"}
 
 
 class PubmedReader(PipelineStep):
-    """Yields the records of PubMed's XML files in their order; task i reads file i."""
+    """Yields the records of a PubMed XML file; task i reads file i."""
 
     name = "PubMed XML"
     type = "📖 - READER"
@@ -48,13 +52,13 @@ class PubmedReader(PipelineStep):
             yield Document(text="", id=pmid_id(record["pmid"]), metadata=record)
 
 
-def record_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
-    """The block that writes the records of XML file i to paths[i]."""
-    return StampedWriter(paths, stamps, RECORD_SCHEMA)
+def record_writer(paths: list[Path], fingerprints: list[str]) -> FingerprintedWriter:
+    """The block that writes the records of XML file i to `paths[i]`."""
+    return FingerprintedWriter(paths, fingerprints, RECORD_SCHEMA)
 
 
 def read_record_documents(path: Path) -> Iterator[Document]:
-    """Yield all records of a Parquet file as documents, deletions and outdated ones included."""
+    """Yield all records of a Parquet file as documents, including deletions and outdated records."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(1024):
             for record in batch.to_pylist():
@@ -62,10 +66,10 @@ def read_record_documents(path: Path) -> Iterator[Document]:
 
 
 def record_document(record: dict[str, Any]) -> Document:
-    """The document of a record: an abstract whose sections are joined by spaces as "LABEL: text".
+    """Convert a record to a document: an abstract, whose sections are joined with spaces as "LABEL: text".
 
-    PubMed's page shows a paragraph for each section. Collections of abstracts, among them those that models are
-    compared on, have them in one line, and so have the unstructured abstracts; a model should not see two conventions.
+    PubMed's website shows each section as a paragraph. Collections of abstracts, evaluation sets among them, and
+    unstructured abstracts have a single line, so structured abstracts get a single line too.
     """
     text, sections = "", []
     for section in record["sections"]:
@@ -73,7 +77,7 @@ def record_document(record: dict[str, Any]) -> Document:
         if not content:
             continue
         text += " " if text else ""
-        text += "" if label in NOT_SHOWN_LABELS else f"{label.rstrip(': ')}: "
+        text += "" if label in HIDDEN_LABELS else f"{label.rstrip(': ')}: "
         start = len(text)
         text += content
         sections.append({"label": label, "category": section["category"], "start": start, "end": len(text)})

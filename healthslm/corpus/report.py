@@ -1,4 +1,4 @@
-"""The report of a corpus: what was read from each source, kept, and dropped by reason, and what decided so."""
+"""The report of a corpus: how many documents of each source were read, kept and dropped, and with which settings."""
 
 import importlib.metadata
 from collections import Counter
@@ -16,9 +16,9 @@ from healthslm.corpus.sources import Source
 from healthslm.documents import SPLITS
 
 REPORT = "report.json"
-COUNTS = ("documents", "parts", "bytes")
+COUNTS = ("documents", "parts", "bytes")  # of a split; parts are chunks
 LIBRARIES = ("datatrove", "lxml", "pyarrow", "duckdb", "datasets", "py3langid", "rensa", "xxhash")
-# What overlaps and near-duplicates are: see `healthslm.corpus.signatures` and `healthslm.corpus.selection`.
+# The definition of overlaps and near-duplicates, see `healthslm.corpus.signatures` and `healthslm.corpus.selection`.
 SELECTION = {
     "overlap_words": OVERLAP_WORDS,
     "common_ngram": COMMON_NGRAM,
@@ -33,15 +33,15 @@ def corpus_report(
     sources: list[Source],
     signature_files: list[Path],
     held_out: list[Source],
-    dropped: Path,
+    drop_list: Path,
     corpus: Path,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that report.json tells. In each source and in all, read = kept + the sum of dropped.
+    """The content of report.json. For each source, and for all of them, read = kept + sum of dropped.
 
-    It holds no dates and no folders, so that the same input gives the same report.
+    It has no dates and no paths, so the same input gives the same report.
     """
-    reasons = _count_reasons(dropped)
+    reasons = _count_reasons(drop_list)
     files = [
         _source_report(source, pq.read_metadata(signature_file).num_rows, reasons.get(source.name, {}), corpus)
         for source, signature_file in zip(sources, signature_files, strict=True)
@@ -61,11 +61,11 @@ def corpus_report(
     }
 
 
-def _count_reasons(dropped: Path) -> dict[str, dict[str, int]]:
-    """How many documents leave each source, by reason."""
+def _count_reasons(drop_list: Path) -> dict[str, dict[str, int]]:
+    """Count the dropped documents of each source, by reason."""
     reasons: dict[str, dict[str, int]] = {}
-    query = "SELECT file, reason, count(*) FROM read_parquet($dropped) GROUP BY ALL ORDER BY ALL"
-    for file, reason, count in _fetch_rows(query, {"dropped": str(dropped)}):
+    query = "SELECT file, reason, count(*) FROM read_parquet($drop_list) GROUP BY ALL ORDER BY ALL"
+    for file, reason, count in _fetch_rows(query, {"drop_list": str(drop_list)}):
         reasons.setdefault(file, {})[reason] = count
     return reasons
 
@@ -80,7 +80,7 @@ def _source_report(source: Source, read: int, dropped: dict[str, int], corpus: P
 
 
 def _split_report(folder: Path) -> dict[str, Any]:
-    """Documents, the parts that they were cut into, and UTF-8 bytes of a split, in all and by kind of text."""
+    """Documents, chunks and UTF-8 bytes of a split, in total and by kind of text."""
     files = [str(path) for path in sorted(folder.glob("*.parquet"))]
     kinds = {kind: dict(zip(COUNTS, counts, strict=True)) for kind, *counts in _count_kinds(files)}
     totals = {key: sum(kind[key] for kind in kinds.values()) for key in COUNTS}
@@ -90,7 +90,7 @@ def _split_report(folder: Path) -> dict[str, Any]:
 def _count_kinds(files: list[str]) -> list[tuple[Any, ...]]:
     if not files:
         return []
-    # The bytes of `document_text`: those of the title and the newline behind it, where there is one, and of the text.
+    # Counts the bytes of `document_text`: the title with a newline, if there is one, and the text.
     return _fetch_rows(
         """
         SELECT kind, count(*) FILTER (part = 1), count(*),
@@ -107,7 +107,7 @@ def _fetch_rows(query: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report in a few lines for people."""
+    """The report in a few lines for the terminal."""
     lines = [f"read {report['read']:,} documents, kept {report['kept']:,}"]
     lines += [f"  dropped {count:>10,}  {reason}" for reason, count in report["dropped"].items()]
     lines += [

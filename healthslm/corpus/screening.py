@@ -1,8 +1,8 @@
-"""What can be said of a document by itself: whether it is of use, and the keys by which its copies are found.
+"""Judging each document by itself: whether it is usable, and the keys by which its copies are found.
 
-What is said of a source's documents is a Parquet file, signatures/NAME.parquet, from which
-`healthslm.corpus.selection` learns all that it needs of them. It depends on that source and on what is held out, so it
-stands while other sources change.
+The results for a source are its signatures, signatures/NAME.parquet: all that `healthslm.corpus.selection` needs to
+know about its documents. They depend only on that source and on the held-out files, so they are kept when other sources
+change.
 """
 
 import re
@@ -23,7 +23,12 @@ from healthslm.corpus.signatures import minhash_bands, ngram_hashes
 from healthslm.corpus.sources import Source
 from healthslm.documents import hash_key, split_of, text_hash
 from healthslm.errors import UserError
-from healthslm.tables import StampedWriter
+from healthslm.tables import FingerprintedWriter
+
+SIGNATURES_VERSION = 1
+"""Version of the signature files. Raise it after any change by which the same document gets another signature (in this
+module, scrubbing.py, language.py, signatures.py, sources.py or documents.py): files of another version are made again.
+"""
 
 KEYS = {
     "id_key": pa.int64(),
@@ -32,12 +37,12 @@ KEYS = {
 }
 SIGNATURE_SCHEMA = pa.schema(
     {
-        "position": pa.int64(),  # of the document in its source
+        "position": pa.int64(),  # of the document in its source, from 0
         "split": pa.string(),
-        "reason": pa.string(),  # why it is of no use, if it is not
+        "reason": pa.string(),  # why the document is not usable; null if it is
         "retraction": pa.string(),
         **KEYS,
-        "held_out_ngrams": pa.list_(pa.int64()),  # that a held-out document holds too
+        "held_out_ngrams": pa.list_(pa.int64()),  # n-grams that it shares with held-out documents
     }
 )
 HELD_OUT_SCHEMA = pa.schema(KEYS)
@@ -47,7 +52,7 @@ _TRUNCATED = re.compile(r"ABSTRACT TRUNCATED(?: AT \d+ WORDS)?\W*$")
 
 @dataclass(frozen=True)
 class Criteria:
-    """What makes a document of use, and the shares of the splits."""
+    """Which documents are usable, and the shares of the splits."""
 
     min_words: int
     english_only: bool
@@ -56,7 +61,7 @@ class Criteria:
 
 
 class SourceReader(PipelineStep):
-    """Yields the documents of source i, as task i, scrubbed, each with an id and its position."""
+    """Yields the scrubbed documents of a source, each with an id and its position; task i reads source i."""
 
     name = "sources"
     type = "📖 - READER"
@@ -74,14 +79,14 @@ class SourceReader(PipelineStep):
 
 
 def _scrubbed(document: Document) -> Document:
-    """The document without addresses and copyright lines. PubMed's have lost them section by section."""
+    """Remove addresses and copyright notices. PubMed's documents were scrubbed section by section before."""
     if not document.metadata["sections"]:
         document.text = scrub(document.text)
     return document
 
 
 class Screen(PipelineStep):
-    """Adds to each document what SIGNATURE_SCHEMA holds of it; drops none."""
+    """Adds the columns of `SIGNATURE_SCHEMA` to each document; drops none."""
 
     name = "screen"
     type = "✂️ - FORMAT"
@@ -107,7 +112,7 @@ class Screen(PipelineStep):
 
 
 def unusable(document: Document, criteria: Criteria) -> str | None:
-    """The reason why a document is of no use as a text, if there is one."""
+    """The reason why a document is not usable; None if it is."""
     is_abstract = document.metadata["kind"] == "abstract"
     if not document.text:
         return "no_abstract" if is_abstract else "no_text"
@@ -121,7 +126,7 @@ def unusable(document: Document, criteria: Criteria) -> str | None:
 
 
 def document_keys(document: Document) -> dict[str, Any]:
-    """Two documents that share a key of any kind are copies; what a document lacks gives no key."""
+    """The keys of a document: two documents with an equal key are copies. A missing id or text gives no key."""
     return {
         "id_key": hash_key(document.id) if document.id else None,
         "text_key": hash_key(text_hash(document.text)) if document.text else None,
@@ -130,29 +135,29 @@ def document_keys(document: Document) -> dict[str, Any]:
 
 
 def _common_values(values: np.ndarray, sorted_values: np.ndarray) -> list[int]:
-    """The different ones among `values` that are in `sorted_values`."""
+    """The distinct `values` that are also in `sorted_values`."""
     if len(sorted_values) == 0 or len(values) == 0:
         return []
-    places = np.searchsorted(sorted_values, values).clip(max=len(sorted_values) - 1)
-    return np.unique(values[sorted_values[places] == values]).tolist()
+    indices = np.searchsorted(sorted_values, values).clip(max=len(sorted_values) - 1)
+    return np.unique(values[sorted_values[indices] == values]).tolist()
 
 
-def signature_writer(paths: list[Path], stamps: list[str]) -> StampedWriter:
-    """The block that writes the signatures of source i to paths[i]."""
-    return StampedWriter(paths, stamps, SIGNATURE_SCHEMA)
+def signature_writer(paths: list[Path], fingerprints: list[str]) -> FingerprintedWriter:
+    """The block that writes the signatures of source i to `paths[i]`."""
+    return FingerprintedWriter(paths, fingerprints, SIGNATURE_SCHEMA)
 
 
 def write_held_out(sources: list[Source], keys: Path, ngrams: Path) -> None:
-    """Write the keys of all held-out documents to a Parquet file, and their n-grams, sorted, to a NumPy array.
+    """Write the keys of all held-out documents to a Parquet file, and their sorted n-grams to a NumPy file.
 
     Raises:
-        UserError: a source cannot be read, or holds a document with neither id nor text.
+        UserError: A source cannot be read, or a document in it has neither an id nor a text.
     """
     rows, hashes = [], [np.zeros(0, np.int64)]
     for source in sources:
         for number, document in enumerate(map(_scrubbed, source.read()), start=1):
             if not (document.id or document.text):
-                raise UserError(f"{source.location}: row {number:,}: neither an id nor a text to know the document by")
+                raise UserError(f"{source.location}: row {number:,}: has neither an id nor a text")
             rows.append(document_keys(document))
             hashes.append(ngram_hashes(document.text))
     pq.write_table(pa.Table.from_pylist(rows, HELD_OUT_SCHEMA), keys)

@@ -1,14 +1,14 @@
-"""Removing what abstracts carry beside their content: publishers' copyright notices and e-mail addresses.
+"""Removing publishers' copyright notices and e-mail addresses from texts.
 
-A notice is found by how its sentence begins, and what stands behind it stays: "©" in the name of a scale or a program,
-"@" in a compound and copyright as a topic are content. All repetition in the regular expressions is bounded or
-anchored, so that the time is linear in the length of any text.
+A notice is recognized by the beginning of its sentence, and the text after it is kept. "©" in the name of a scale or a
+program, "@" in a compound and copyright as a topic are content and are kept too. All repetitions in the regular
+expressions are bounded or anchored, so the time is linear in the length of the text.
 """
 
 import itertools
 import re
 
-# Nearly all texts hold none of these, in lower case, and need no closer look.
+# Nearly all texts contain none of these, in lower case, and are returned unchanged.
 _HINTS = (
     "@",
     "[email",
@@ -23,7 +23,7 @@ _HINTS = (
 
 _YEAR = r"(?:19|20)\d\d"
 _MARK = r"(?:©|\(c\)|\[copyright\]|\(copyright\)|copyright\b)"
-_SIGN = r"(?:copyright\s?(?:©|\(c\))|©\s?copyright\b|©|\[copyright\]|\(copyright\)|\\textcopyright)"  # no common word
+_SIGN = r"(?:copyright\s?(?:©|\(c\))|©\s?copyright\b|©|\[copyright\]|\(copyright\)|\\textcopyright)"  # unambiguous
 _PUBLISHER = (
     r"(?:academic press|blackwell|bmj|cambridge university|elsevier|iop|(?:john )?wiley|karger|lippincott|mdpi|"
     r"nature publishing|oxford university|sage|springer|taylor & francis|thieme|wolters)"
@@ -37,13 +37,14 @@ _NOTICE_START = (
     rf"|{_PROTECTED}|(?:all )?rights (?:are )?reserved\b|(?-i:Published) by {_PUBLISHER}\b)"
 )
 _NOTICE = re.compile(_NOTICE_START)
-_LONGEST_NOTICE = 400  # characters; a longer sentence has lost the full stop before its content
-# A sentence begins behind a full stop that is no abbreviation's, a notice behind any end, both even without a space.
+_LONGEST_NOTICE = 400  # characters; in a longer sentence, content follows the notice without a full stop
+# A sentence begins after a full stop that does not end an abbreviation, a notice after any final punctuation. Either
+# may follow without a space.
 _SENTENCE_START = re.compile(
     r"(?<=[.!?])(?<!\s[A-Z]\.)(?<!\bU\.S\.)(?<!\bDr\.)\s+(?=[A-Z(\[])|(?<=[a-z]\.)(?=[A-Z][a-z])"
     rf"|(?<=[.!?)\]:;])\s*(?={_NOTICE_START})|\s(?={_PROTECTED})|^\s+"
 )
-# What goes on about rights in the sentences behind a notice, and the name of a journal that ends the text.
+# Sentences about rights that continue a notice, and a journal name at the end of the text.
 _CONTINUATION = re.compile(
     r"(?i:[^.]{0,120}\bpublished (?:by|on behalf)|licensee\b|on behalf of\b|produc(?:ed|tion)\b[^.]{0,20} (?:by|with)\b"
     r"|th(?:is|e) (?:article|work|paper|is)\b[^.]{0,80}(?:government|licen[cs]e|creative|public domain|distribut)"
@@ -51,7 +52,7 @@ _CONTINUATION = re.compile(
     r"|(?:re-?use|distribution or reproduction|no (?:commercial|claim)|see rights|for (?:commercial|permissions?))\b"
     r"|(?:inc|ltd|llc|gmbh)\b|[^.?!]{0,100}$)"
 )
-# The article's own citation in front of a notice: "J. Cell. Physiol. 211: 12-18, 2007. (c) 2007 Wiley-Liss, Inc."
+# The article's own citation before a notice: "J. Cell. Physiol. 211: 12-18, 2007. (c) 2007 Wiley-Liss, Inc."
 _CITATION = re.compile(
     rf"(?:^|(?<=[.!?)]\s))(?=.{{0,80}}\b{_YEAR})(?:[A-Z][A-Za-z]{{0,14}}\.? (?:(?:and|of|the|&) )?){{1,6}}"
     rf"(?:{_YEAR}[;:,] ?)?\d{{1,4}}[:;(,][^a-z]{{3,40}}\s(?={_NOTICE_START})"
@@ -69,10 +70,10 @@ _EMAIL = re.compile(rf"(?:\s?\({_LEAD_IN}{_ADDRESS}\)|[\s,;]{{0,2}}{_LEAD_IN}{_A
 
 
 def scrub(text: str) -> str:
-    """The text without copyright notices and without e-mail addresses and their lead-in ("E-mail:"), stripped.
+    """Remove copyright notices, and e-mail addresses with their lead-in ("E-mail:"), and strip the text.
 
-    Works on a section, a paragraph or a text of several lines. Line breaks stay, except those of lines of which nothing
-    is left. Scrubbing a second time changes nothing.
+    Takes a section, a paragraph or a text of several lines. Line breaks are kept, except those of lines that become
+    empty. Scrubbing twice gives the same text as scrubbing once.
     """
     if _may_need_scrubbing(text):
         lines = [(line, _scrub_line(line) if _may_need_scrubbing(line) else line) for line in text.split("\n")]

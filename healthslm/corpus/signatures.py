@@ -1,6 +1,6 @@
-"""Signatures of a text: what finds near-duplicates and text shared with evaluation data without comparing all pairs.
+"""Hashes of a text that find near-duplicates, and text shared with evaluation data, without comparing all pairs.
 
-Both work on the words of the text in lower case, without punctuation, and give the same numbers on every machine.
+They are computed from the lower-case words of the text, without punctuation, and are the same on every machine.
 """
 
 import re
@@ -21,13 +21,13 @@ _ASCII_PUNCTUATION_TO_SPACE = bytes(code if code > 127 or chr(code).isalnum() el
 
 
 def minhash_bands(text: str) -> list[int]:
-    """The MinHash signature of the text's word 5-grams, as one signed 64-bit number for each of 14 bands of 8 rows.
+    """MinHash signature of the text's word 5-grams: one signed 64-bit number for each of 14 bands of 8 rows.
 
-    Two texts are candidates for near-duplicates where any number is equal at the same place, which happens with a
-    probability of 1 - (1 - J^8)^14 for a Jaccard similarity J of their sets of 5-grams: 0.05 at J = 0.5, 0.5 at 0.68,
-    0.92 at 0.8 and 0.9996 at 0.9. A text of fewer than five words is one shingle; one without words has no signature.
+    Two texts count as near-duplicates if any band is equal. The probability is 1 - (1 - J^8)^14 for a Jaccard
+    similarity J of their sets of 5-grams: 0.05 at J = 0.5, 0.5 at 0.68, 0.92 at 0.8 and 0.9996 at 0.9. A text of fewer
+    than five words is a single shingle. A text without words has no signature: the list is empty.
 
-    Source: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec, Rajaraman and Ullman,
+    Source: Broder, "On the resemblance and containment of documents", 1997; bands: Leskovec, Rajaraman and Ullman,
     "Mining of Massive Datasets", section 3.4.
     """
     words = _words(text)
@@ -40,16 +40,16 @@ def minhash_bands(text: str) -> list[int]:
 
 
 def ngram_hashes(text: str, n: int = OVERLAP_WORDS) -> np.ndarray:
-    """The 64-bit hashes (int64) of all runs of `n` words, in their order; none where the text is shorter.
+    """Hash all runs of `n` words in order: shape (max(words - n + 1, 0),), int64.
 
-    Thirteen words are what Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C, look for in common
-    between training and evaluation data.
+    The default of 13 words is that of Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C, for text
+    shared between training and evaluation data.
     """
     return _ngram_hashes(_words(text), n).view(np.int64)
 
 
 def _words(text: str) -> list[bytes]:
-    """The text's runs of letters and digits in UTF-8, with Unicode form and case folded away."""
+    """The runs of letters and digits of a text, as UTF-8, after Unicode normalization and case folding."""
     text = unicodedata.normalize("NFKC", text).casefold()
     if not text.isascii():
         text = _NON_ASCII_PUNCTUATION.sub(" ", text)
@@ -57,11 +57,11 @@ def _words(text: str) -> list[bytes]:
 
 
 def _ngram_hashes(words: list[bytes], n: int) -> np.ndarray:
-    """Sums of the hashes of the words, each times an odd number that stands for its place, modulo 2^64 (uint64)."""
+    """Hash runs of words: the sum of their hashes modulo 2^64 (uint64), each times an odd number for its position."""
     count = max(len(words) - n + 1, 0)
     hashes = np.fromiter(map(xxh3_64_intdigest, words), dtype=np.uint64, count=len(words))
     sums = np.zeros(count, dtype=np.uint64)
-    for place in range(n):
-        multiplier = np.uint64(xxh3_64_intdigest(str(place).encode()) | 1)
-        sums += hashes[place : place + count] * multiplier
+    for position in range(n):
+        multiplier = np.uint64(xxh3_64_intdigest(str(position).encode()) | 1)
+        sums += hashes[position : position + count] * multiplier
     return sums

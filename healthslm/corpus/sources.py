@@ -1,4 +1,4 @@
-"""Reading text other than PubMed's XML: Parquet, JSON Lines and text files, and data sets of the Hub."""
+"""Reading text other than PubMed's XML: Parquet, JSON Lines and text files, and datasets of the Hub."""
 
 import glob
 import gzip
@@ -23,23 +23,23 @@ HUB_PREFIX = "hub:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
 UNSTATED = "unstated"
-MAX_DOCUMENT_LENGTH = 2**26  # characters: far more than a book has; what is longer is no document
+MAX_DOCUMENT_LENGTH = 2**26  # characters, far more than a book has
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names under which rows may hold an id, a title and a text: the first that a row has is read."""
+    """Names of the columns with the id, the title and the text. Of several names, the first that a row has is read."""
 
     id: tuple[str, ...] = ("id", "pmid", "PMID")
-    title: tuple[str, ...] = ("title", "QUESTION")  # PubMedQA's files have the names in capitals
+    title: tuple[str, ...] = ("title", "QUESTION")  # capitals: PubMedQA
     text: tuple[str, ...] = ("text", "abstract", "CONTEXTS")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of documents or a data set of the Hub, with a name that no other source of the corpus has."""
+    """A file of documents or a dataset of the Hub, with a name that is unique in the corpus."""
 
     name: str
     location: str
@@ -47,20 +47,25 @@ class Source:
 
     @cached_property
     def sha256(self) -> str | None:
-        """The checksum of a file; none for a data set of the Hub."""
+        """Checksum of the file; None for a dataset of the Hub."""
         return None if self.location.startswith(HUB_PREFIX) else file_sha256(Path(self.location))
 
 
 def find_sources(
     patterns: list[str], taken: Iterable[str] = (), default_kind: str = "text", columns: Columns = Columns()
 ) -> list[Source]:
-    """The sources that files, folders, glob patterns and "hub:NAME" stand for, in the order given.
+    """Find the sources that `patterns` name: files, folders, glob patterns and "hub:NAME". Keeps their order.
 
-    Each gets the name of its file, with a number where that is among the names `taken` already. Documents whose
-    source does not state their kind are of the `default_kind`.
+    A source is named after its file, with a number if that name is already `taken`.
+
+    Args:
+        patterns: Files, folders, glob patterns and datasets of the Hub.
+        taken: Names that the sources must not have.
+        default_kind: Kind of the documents that do not state one.
+        columns: Names of the columns to read.
 
     Raises:
-        UserError: one of them is missing, or of a format that is not read.
+        UserError: A file is missing, or its format is unknown.
     """
     sources, taken = [], set(taken)
     for location in dict.fromkeys(location for pattern in patterns for location in _locations(pattern)):
@@ -80,11 +85,11 @@ def _locations(pattern: str) -> list[str]:
     else:
         files = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     if not files:
-        raise UserError(f"{pattern}: no such file, or no file of documents in it ({', '.join(SUFFIXES)})")
+        raise UserError(f"{pattern}: no such file, or no files of documents ({', '.join(SUFFIXES)}) in this folder")
     for file in files:
         if not file.endswith(SUFFIXES):
-            raise UserError(f"{file}: of no format that is read: {', '.join(SUFFIXES)}, or {HUB_PREFIX}NAME")
-    return [str(Path(file).absolute()) for file in files]  # workers may run in another folder
+            raise UserError(f"{file}: unknown format; expected {', '.join(SUFFIXES)} or {HUB_PREFIX}NAME")
+    return [str(Path(file).absolute()) for file in files]  # workers may have another current folder
 
 
 def _stem(location: str) -> str:
@@ -94,15 +99,13 @@ def _stem(location: str) -> str:
 
 
 def read_documents(location: str, name: str, default_kind: str, columns: Columns) -> Iterator[Document]:
-    """Yield every row of a source as a document; text and id may be empty.
+    """Yield every row of a source as a document, whose text and id may be empty.
 
     Raises:
-        UserError: the source cannot be read, or has no column of text; names it and the row.
+        UserError: The source cannot be read, or a row has no text column or one without text; names the row.
     """
     for number, row in enumerate(read_rows(location), start=1):
-        if not any(column in row for column in columns.text):
-            found = f"no column {' or '.join(columns.text)}, but {', '.join(row) or 'none'}"
-            raise UserError(f"{location}: row {number:,}: {found}")
+        _check_text(row, columns.text, f"{location}: row {number:,}")
         source = _string(row.get("source")) or name
         kind = _string(row.get("kind")) or default_kind
         given_id = _first(row, columns.id)
@@ -121,12 +124,23 @@ def read_documents(location: str, name: str, default_kind: str, columns: Columns
         )
 
 
+def _check_text(row: Row, names: tuple[str, ...], place: str) -> None:
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        raise UserError(f"{place}: no column {' or '.join(names)}; the columns are {', '.join(row) or 'none'}")
+    values = row[name] if isinstance(row[name], list) else [row[name]]
+    for value in values:
+        if value is not None and not isinstance(value, str):
+            kind = "numbers" if isinstance(value, int | float) else f"values of type {type(value).__name__}"
+            raise UserError(f"{place}: column {name} holds {kind}, such as {str(value)[:40]}, where text is expected")
+
+
 def _first(row: Row, names: tuple[str, ...]) -> str:
     return next((_string(row[name]) for name in names if name in row), "")
 
 
 def _string(value: Any) -> str:
-    """A value of any type as text that UTF-8 can hold; the items of a list on lines of their own."""
+    """A value as text that UTF-8 can encode; the items of a list are joined with newlines."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -140,7 +154,7 @@ def _year(value: Any) -> int | None:
 
 
 def read_rows(location: str) -> Iterator[Row]:
-    """Yield the rows of a file, or of the training split of a Hub data set; a text file is one row."""
+    """Yield the rows of a file, or of the training split of a Hub dataset; a text file is one row."""
     if location.startswith(HUB_PREFIX):
         yield from _read_hub(location.removeprefix(HUB_PREFIX))
         return
@@ -154,7 +168,7 @@ def read_rows(location: str) -> Iterator[Row]:
             with _open_text(path) as file:
                 yield {"text": _refuse_too_long(file.read(MAX_DOCUMENT_LENGTH + 1), f"{path}")}
     except (pyarrow.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged, or not what its name says: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged, or in another format: {' '.join(str(error).split())}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -179,7 +193,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 
 def _refuse_too_long(text: str, place: str) -> str:
     if len(text) > MAX_DOCUMENT_LENGTH:
-        raise UserError(f"{place}: longer than {MAX_DOCUMENT_LENGTH:,} characters: cut it into documents first")
+        raise UserError(f"{place}: longer than {MAX_DOCUMENT_LENGTH:,} characters; split it into documents first")
     return text
 
 
@@ -188,7 +202,7 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def _read_hub(name: str) -> Iterator[Row]:
-    from datasets import load_dataset  # takes seconds, and few need it
+    from datasets import load_dataset  # slow to import and rarely needed
 
     try:
         yield from load_dataset(name, split="train", streaming=True)

@@ -1,4 +1,4 @@
-"""Writing the corpus: the documents that stay, cut to the length of a context, into the files of their splits."""
+"""Writing the corpus: documents that are kept are split into chunks and written to the files of their split."""
 
 from pathlib import Path
 from typing import Any
@@ -9,44 +9,52 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers import ParquetWriter
+from loguru import logger
 
-from healthslm.corpus.passages import split_passages
+from healthslm.corpus.chunks import split_into_chunks
 from healthslm.corpus.screening import Criteria
 from healthslm.documents import DOCUMENT_SCHEMA, split_of
 
-REMOVED = "removed"
-REMOVED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA.remove(DOCUMENT_SCHEMA.get_field_index("part")), ("reason", pa.string())])
+# It warns that tasks may overwrite each other's files; here every task writes to files of its own.
+logger.disable("datatrove.pipeline.writers.disk_base")
+
+CORPUS_VERSION = 1
+"""Version of the corpus. Raise it after any change by which the same signatures give another corpus (in this module,
+selection.py, chunks.py or report.py): a run does not resume from the work folder of another version."""
+
+DROPPED = "dropped"
+DROPPED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA.remove(DOCUMENT_SCHEMA.get_field_index("part")), ("reason", pa.string())])
 
 
 class DroppedFilter(BaseFilter):
-    """Drops what `healthslm.corpus.selection` has listed, and writes it with its reason where wanted."""
+    """Drops the documents listed by `healthslm.corpus.selection`; writes them to the folder `dropped`, if given."""
 
-    name = "drop as listed"
+    name = "drop listed documents"
 
-    def __init__(self, dropped: Path, removed: Path | None):
+    def __init__(self, drop_list: Path, dropped: Path | None):
         writer = None
-        if removed is not None:
+        if dropped is not None:
             writer = ParquetWriter(
-                str(removed), "${file}.parquet", "zstd", adapter=_removed_row, schema=REMOVED_SCHEMA, max_file_size=-1
+                str(dropped), "${file}.parquet", "zstd", adapter=_dropped_row, schema=DROPPED_SCHEMA, max_file_size=-1
             )
         super().__init__(exclusion_writer=writer)
-        self.dropped = dropped
+        self.drop_list = drop_list
         self.file: str | None = None
         self.reasons: dict[int, str] = {}
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         if doc.metadata["file"] != self.file:
             self.file = doc.metadata["file"]
-            rows = pq.read_table(self.dropped, filters=[("file", "=", self.file)])
+            rows = pq.read_table(self.drop_list, filters=[("file", "=", self.file)])
             self.reasons = dict(zip(rows["position"].to_pylist(), rows["reason"].to_pylist(), strict=True))
         reason = self.reasons.get(doc.metadata["position"])
         return True if reason is None else (False, reason)
 
 
-class Passages(PipelineStep):
-    """Cuts documents that are too long for a context at paragraphs, into parts of the same id, title and split."""
+class ChunkSplitter(PipelineStep):
+    """Splits documents that are too long for a context into chunks with the same id, title and split."""
 
-    name = "passages"
+    name = "chunks"
     type = "✂️ - FORMAT"
 
     def __init__(self, max_bytes: int, criteria: Criteria):
@@ -58,16 +66,16 @@ class Passages(PipelineStep):
         for document in data:
             split = split_of(document.id, self.criteria.validation_fraction, self.criteria.test_fraction)
             start = 0
-            for part, text in enumerate(split_passages(document.text, self.max_bytes), start=1):
+            for number, text in enumerate(split_into_chunks(document.text, self.max_bytes), start=1):
                 start = document.text.index(text, start)
                 sections = _sections_within(document.metadata["sections"], start, start + len(text))
-                metadata = document.metadata | {"split": split, "part": part, "sections": sections}
+                metadata = document.metadata | {"split": split, "part": number, "sections": sections}
                 yield Document(text=text, id=document.id, metadata=metadata)
                 start += len(text)
 
 
 def _sections_within(sections: list[dict[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
-    """What lies of the sections between two places of a text, counted from the first of them."""
+    """Clip the sections to the characters from `start` to `end`, with positions relative to `start`."""
     return [
         section | {"start": max(section["start"], start) - start, "end": min(section["end"], end) - start}
         for section in sections
@@ -76,7 +84,7 @@ def _sections_within(sections: list[dict[str, Any]], start: int, end: int) -> li
 
 
 def corpus_writer(corpus: Path) -> ParquetWriter:
-    """The block that writes one Parquet file of documents for each source into the folder of each split."""
+    """The block that writes one Parquet file per source and split."""
     return ParquetWriter(
         str(corpus), "${split}/${file}.parquet", "zstd", adapter=_row, schema=DOCUMENT_SCHEMA, max_file_size=-1
     )
@@ -87,5 +95,5 @@ def _row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
     return {column: values.get(column) for column in writer.schema.names}
 
 
-def _removed_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
+def _dropped_row(writer: ParquetWriter, document: Document) -> dict[str, Any]:
     return _row(writer, document) | {"reason": document.metadata["filter_reason"]}

@@ -22,17 +22,18 @@ from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import requests
 from tqdm import tqdm
 
 from healthslm.corpus.build import CorpusOptions
-from healthslm.corpus.download import TERMS, FetchError, get, with_retries
+from healthslm.corpus.download import TERMS, FetchError, TransferError, fetch, open_session, with_retries
 from healthslm.corpus.pubmed import Record, read_records
 from healthslm.corpus.reader import split_files
 from healthslm.corpus.records import SOURCE as PUBMED
 from healthslm.corpus.records import record_document
 from healthslm.corpus.screening import Criteria
 from healthslm.corpus.sources import Row, read_rows
-from healthslm.corpus.splits import Passages
+from healthslm.corpus.splits import ChunkSplitter
 from healthslm.documents import DOCUMENT_SCHEMA, document_text
 from healthslm.errors import UserError
 from healthslm.files import file_sha256, remove_partials, replacing, write_json
@@ -153,7 +154,7 @@ def _documents(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
         validation_fraction=CorpusOptions.validation_fraction,
         test_fraction=CorpusOptions.test_fraction,
     )
-    for document in Passages(CorpusOptions.max_bytes, criteria).run(map(record_document, latest.values())):
+    for document in ChunkSplitter(CorpusOptions.max_bytes, criteria).run(map(record_document, latest.values())):
         yield {"id": document.id, "text": document.text, **document.metadata}
 
 
@@ -161,33 +162,34 @@ def _fetch_records(pmids: Sequence[int], options: FetchOptions) -> Iterator[Reco
     """Yield the records that NCBI has of these, as it answers."""
     address = options.base_url.rstrip("/") + "/efetch.fcgi"
     sender = {"tool": "healthslm"} | ({"email": options.email} if options.email else {})
-    with tqdm(total=len(pmids), desc="fetching", unit="record") as bar:
+    with tqdm(total=len(pmids), desc="fetching", unit="record") as bar, open_session() as session:
         for start in range(0, len(pmids), BATCH_RECORDS):
             batch = pmids[start : start + BATCH_RECORDS]
             ids = ",".join(map(str, batch))
             path = options.output / "xml" / f"{_sha256(ids)[:16]}.xml"
             if not path.exists():
                 query = urlencode({"db": "pubmed", "id": ids, "rettype": "xml", "retmode": "xml"} | sender)
-                _fetch(f"{address}?{query}", path, f"{address}: {len(batch)} records from {batch[0]} on")
+                _fetch(session, f"{address}?{query}", path, f"{address}: {len(batch)} records from {batch[0]} on")
             yield from _read_answer(path)
             bar.update(len(batch))
 
 
-def _fetch(url: str, path: Path, what: str) -> None:
+def _fetch(session: requests.Session, url: str, path: Path, what: str) -> None:
     try:
-        with_retries(what, lambda: _fetch_once(url, path))
+        with_retries(what, lambda: _fetch_once(session, url, path))
     except FetchError as error:
         raise UserError(f"{what}: not fetched: {error}: run the command again for the rest") from error
 
 
-def _fetch_once(url: str, path: Path) -> None:
+def _fetch_once(session: requests.Session, url: str, path: Path) -> None:
     time.sleep(PAUSE)
     with replacing(path) as new:
-        get(url, str(new))
+        with new.open("wb") as file:
+            fetch(session, url, file)
         try:
             _read_answer(new)
         except UserError as error:  # NCBI may report its trouble in a page of status 200
-            raise FetchError(str(error).removeprefix(f"{new}: ")) from error
+            raise TransferError(str(error).removeprefix(f"{new}: ")) from error
 
 
 def _read_answer(path: Path) -> list[Record]:

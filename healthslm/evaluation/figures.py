@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from healthslm.corpus.figures import BLUE, COLOURS, STYLE, VERMILION
+from healthslm.data_card.figures import BLUE, COLOURS, STYLE, VERMILION
 from healthslm.training.log import draw_curve
 
 TRAINING = "training.png"

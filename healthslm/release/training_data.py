@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from healthslm.corpus.data_card import PAGE
 from healthslm.corpus.report import REPORT
-from healthslm.corpus.statistics import Row, corpus_statistics, sum_by, token_statistics
+from healthslm.data_card.describe import PAGE
+from healthslm.data_card.statistics import Row, corpus_statistics, sum_by, token_statistics
 from healthslm.errors import UserError
 from healthslm.files import file_sha256, read_json
 

@@ -1,1 +1,1 @@
-"""From texts to arrays of tokens, and the tokenizer."""
+"""Training and comparing tokenizers, and turning a corpus into arrays of tokens."""

@@ -1,16 +1,16 @@
-"""Finding four classes of biomedical terms in English text, by published rules of naming.
+"""Finding words and four classes of biomedical terms in English text, by published naming rules.
 
-The rules prefer to miss a term rather than to take another word for one:
+The rules favor precision over recall: they miss some terms, but rarely match another word.
 
-- drugs: common stems of international non-proprietary names, "-sartan" or "-tinib" (WHO, Use of stems in the selection
-  of INN for pharmaceutical substances, 2018);
-- genes and their proteins: three to five capitals and a number, as symbols are formed (Bruford et al., Guidelines for
-  human gene nomenclature, Nature Genetics 52, 2020), shorter or hyphenated ones of a few families ("CD4", "IL-6"), and
-  proteins named by their mass ("p53");
-- diseases: the Greek endings that name disorders, "-itis" or "-aemia";
-- numbers: whole ones and decimals, "1,000" or "0.05", that are no part of a name.
+- drugs: common stems of international nonproprietary names, such as "-sartan" or "-tinib" (WHO, Use of stems in the
+  selection of INN for pharmaceutical substances, 2018);
+- genes and their proteins: symbols of three to five capitals and a number (Bruford et al., Guidelines for human gene
+  nomenclature, Nature Genetics 52, 2020), shorter or hyphenated symbols of a few families ("CD4", "IL-6"), and proteins
+  named after their mass ("p53");
+- diseases: Greek endings of disorders, such as "-itis" or "-aemia";
+- numbers: integers and decimals such as "1,000" or "0.05" that are not part of a name.
 
-Words are maximal runs of letters and digits.
+Words are the longest runs of letters and digits.
 """
 
 import re
@@ -32,7 +32,7 @@ GENE_FAMILIES = """
     BCL BMP CCL CCR CD CDK COX CXCL CXCR FGF GLP HER HIF HSP IGF IL MCP MMP PARP PD STAT TIMP TLR TP VEGFR
 """
 # Viruses and FEV1 end in V, gases and anions in O and a digit; prostaglandins, thromboxanes, leukotrienes and
-# aflatoxins are written as genes are; the rest are diseases, cell lines, scales, drug codes and units.
+# aflatoxins look like genes; the others are diseases, cell lines, scales, drug codes and units.
 NOT_GENES = r"""
     [A-Z]+V\d [A-Z]*[ACINPV]O[234] PG[A-Z]\d TX[AB]\d LT[A-E]\d AFB\d COVID SARS CVA SNB ICD DSM PHQ GAD7 DASS SPSS
     BAY AUC TCID IVS
@@ -51,10 +51,10 @@ NOT_DISEASES = r"""
 """
 
 
-def _words_ending_in(endings: str, false_friends: str) -> re.Pattern[str]:
-    """Words in lower case, perhaps with a capital in front, with two letters or more before one of the endings."""
-    ending, false_friend = ("|".join(listed.split()) for listed in (endings, false_friends))
-    return re.compile(rf"\b(?!(?i:{false_friend})\b)[A-Za-z][a-z]+(?:{ending})\b")
+def _words_ending_in(endings: str, exceptions: str) -> re.Pattern[str]:
+    """Match lower-case or capitalized words with at least two letters before one of the endings."""
+    ending, exception = ("|".join(listed.split()) for listed in (endings, exceptions))
+    return re.compile(rf"\b(?!(?i:{exception})\b)[A-Za-z][a-z]+(?:{ending})\b")
 
 
 TERM_CLASSES = {
@@ -70,7 +70,7 @@ TERM_CLASSES = {
 
 
 def find_terms(text: str) -> Spans:
-    """Where the terms of each class stand in a text: (terms, 2), the first character of each and the one behind it."""
+    """Find the terms of each class: shape (terms, 2), the start and the exclusive end of each in characters."""
     return {
         name: np.array([match.span() for match in pattern.finditer(text)], dtype=np.int64).reshape(-1, 2)
         for name, pattern in TERM_CLASSES.items()

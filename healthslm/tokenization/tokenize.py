@@ -1,4 +1,4 @@
-"""Writing a tokenised corpus: each of its files becomes arrays of tokens, document ends and byte counts."""
+"""Tokenizing a corpus: each of its files becomes arrays of tokens, document ends and byte counts."""
 
 import logging
 import os
@@ -14,18 +14,20 @@ import numpy as np
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from healthslm.corpus import reader
 from healthslm.corpus.reader import read_texts, split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
-from healthslm.files import file_sha256, naming_full_disk, read_json, write_json
-from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
-from healthslm.tables import make_stamp
-from healthslm.tokenization import encoding
+from healthslm.files import check_output_folder, file_sha256, naming_full_disk, read_json, write_json
+from healthslm.pipeline import Call, ExecutorOptions, Step, WorkFolder, run_steps
+from healthslm.tables import make_fingerprint
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
 
 logger = logging.getLogger(__name__)
+
+TOKENS_VERSION = 1
+"""Version of the token arrays. Raise it after any change by which the same corpus and tokenizer give other arrays: a
+run does not resume from the work folder of another version."""
 
 
 @dataclass
@@ -33,46 +35,46 @@ class TokenizeOptions(ExecutorOptions):
     """Options of `tokenize_corpus`."""
 
     corpus: Path = field(kw_only=True)
-    """Corpus folder: Parquet files in train/, validation/ and test/."""
+    """Corpus folder, written by scripts/build_corpus.py."""
     tokenizer: str = field(kw_only=True)
-    """Folder or Hub name of a tokenizer, any that Transformers opens as a fast one."""
+    """Folder or Hub id of a fast tokenizer."""
     output: Path = field(kw_only=True)
-    """Folder to write the arrays to."""
+    """Folder to write the tokens to."""
 
 
 def tokenize_corpus(options: TokenizeOptions) -> None:
-    """Turn every split of a corpus into arrays of tokens, as `healthslm.tokenization.tokens` describes and reads them.
+    """Turn every split of a corpus into arrays of tokens, described in `healthslm.tokenization.tokens`.
 
-    Each corpus file is a task, whose process holds a batch of documents in memory. A run that was killed goes on.
+    Each corpus file is a task, and its process holds one batch of documents in memory. An interrupted run resumes.
 
     Raises:
-        UserError: The corpus is missing, damaged or empty, or the tokenizer missing or unfit.
+        UserError: The corpus is missing, damaged or empty; the tokenizer is missing or has no separator token; or the
+            output folder holds other files than tokens.
     """
+    check_output_folder(options.output, "a tokenized corpus", lambda folder: (folder / INFO_FILE).exists())
     tokenizer = load_tokenizer(options.tokenizer)
     files = {split: paths for split in SPLITS if (paths := split_files(options.corpus, split))}
     if not files:
         raise UserError(
-            f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; scripts/build_corpus.py writes them"
+            f"{options.corpus}: no Parquet files in {', '.join(SPLITS)}; build a corpus with scripts/build_corpus.py"
         )
-    if options.output.exists() and not (options.output / INFO_FILE).exists():
-        raise UserError(f"{options.output}: holds other things than tokens, and would be replaced")
 
-    work = Workplace(options.output.absolute())
+    work = WorkFolder(options.output.absolute())
     with naming_full_disk(work.folder), tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         sums = {str(path): file_sha256(path) for paths in files.values() for path in paths}
-        work.open(make_stamp([encoding, reader], tokenizer_sha256(Path(saved)), sums))
+        work.open(make_fingerprint(TOKENS_VERSION, tokenizer_sha256(Path(saved)), sums))
         tokenizer.save_pretrained(work.output / TOKENIZER_FOLDER)
         for split in files:
             (work.output / split).mkdir(exist_ok=True)
         inputs = [(path.absolute(), work.output / split) for split, paths in files.items() for path in paths]
         writer = TokenWriter(inputs, work.output / TOKENIZER_FOLDER)
         steps = [
-            Step("tokenise", [writer], len(inputs), work.finished("tokenise")),
+            Step("tokenize", [writer], len(inputs), work.finished("tokenize")),
             Step("finish", [Call(_finish, work, files)], 1),
         ]
         if not run_steps(steps, options, work.logs):
-            logger.info("handed to Slurm; what each task says goes to %s", work.logs)
+            logger.info("submitted to Slurm; the logs of its tasks are in %s", work.logs)
             return
     for split, counts in read_json(options.output / INFO_FILE)["splits"].items():
         bytes_per_token = counts["bytes"] / max(counts["tokens"] - counts["documents"], 1)
@@ -82,8 +84,8 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
         )
 
 
-def _finish(work: Workplace, files: dict[str, list[Path]]) -> None:
-    """Write tokens.json, and put the folder under its name."""
+def _finish(work: WorkFolder, files: dict[str, list[Path]]) -> None:
+    """Write tokens.json, and move the tokens to their folder."""
     folder = work.output
     tokenizer = load_tokenizer(str(folder / TOKENIZER_FOLDER))
     info = {
@@ -94,14 +96,14 @@ def _finish(work: Workplace, files: dict[str, list[Path]]) -> None:
         "splits": {split: count_split(folder / split, paths) for split, paths in files.items()},
     }
     write_json(folder / INFO_FILE, info)
-    work.close()
+    work.publish()
 
 
-_load_once = cache(load_tokenizer)  # for all tasks of a process
+_load_once = cache(load_tokenizer)  # once per process
 
 
 class TokenWriter(PipelineStep):
-    """Writes the arrays of corpus file i, as task i; each file comes with the folder to write them to."""
+    """Writes the arrays of a corpus file; task i reads the file and writes to the folder in `tasks[i]`."""
 
     name = "tokens"
     type = "💾 - WRITER"
@@ -112,12 +114,12 @@ class TokenWriter(PipelineStep):
         self.tokenizer_folder = tokenizer_folder
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes already use all cores
         tokenizer = _load_once(str(self.tokenizer_folder))
         separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
         corpus_file, folder = self.tasks[rank]
         lengths, text_bytes = array("q"), array("q")
-        with tempfile.TemporaryFile(dir=folder) as tokens:  # their number, which the array's header tells, comes last
+        with tempfile.TemporaryFile(dir=folder) as tokens:  # the array's header needs their number
             for texts in read_texts(corpus_file):
                 for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
                     tokens.write(np.array([separator, *ids], dtype).tobytes())
@@ -129,7 +131,7 @@ class TokenWriter(PipelineStep):
 
 
 def _save_array(path: Path, content: IO[bytes], dtype: np.dtype, length: int) -> None:
-    """Write an array as `numpy.save` does, from a file of its bytes, so that memory need not hold it."""
+    """Write an array like `numpy.save`, but from a file with its bytes: the array may be larger than memory."""
     content.seek(0)
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
@@ -138,12 +140,12 @@ def _save_array(path: Path, content: IO[bytes], dtype: np.dtype, length: int) ->
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds the ids: uint16 for up to 65,536 of them, else uint32."""
+    """The smallest type for the token ids: uint16 for up to 65,536 tokens, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def count_split(folder: Path, corpus_files: list[Path]) -> dict[str, int | list[dict[str, int | str]]]:
-    """What tokens.json says of one split: its documents, tokens and bytes, all together and file by file."""
+    """The entry of a split in tokens.json: its documents, tokens and bytes, in total and by file."""
     files = []
     for path in corpus_files:
         tokens, ends, text_bytes = (

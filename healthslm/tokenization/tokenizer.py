@@ -1,4 +1,4 @@
-"""Training the tokenizer: `HealthSLMTokenizer` is the architecture, a corpus's training split gives the vocabulary."""
+"""Training the tokenizer: the architecture is `HealthSLMTokenizer`, the vocabulary comes from a training split."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.corpus.reader import count_documents, read_texts, split_files
 from healthslm.errors import UserError
-from healthslm.files import replacing, write_json
+from healthslm.files import check_output_folder, replacing, write_json
 from healthslm.options import CheckedOptions, OptionError, PositiveInt
 from healthslm.tokenization.encoding import encode_texts
 
@@ -28,28 +28,30 @@ class TokenizerOptions(CheckedOptions):
     """Options of `train_tokenizer`."""
 
     corpus: Path
-    """Corpus folder: train/*.parquet is trained on, validation/*.parquet measured."""
+    """Corpus folder, written by scripts/build_corpus.py."""
     output: Path
     """Folder to write the tokenizer to."""
     vocab_size: PositiveInt = 32_000
-    """Number of tokens, the special tokens and the 256 bytes among them."""
+    """Number of tokens, including the special tokens and the 256 bytes."""
     max_documents: PositiveInt = 1_000_000
-    """Documents to train on; of more, every second, third and so on is taken. More text hardly changes the tokens."""
+    """Most documents to train on; a larger corpus is sampled evenly. More text hardly changes the vocabulary."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
-    """Train a tokenizer on a corpus's training split and save it with a report; the same files give the same bytes.
+    """Train a tokenizer on a corpus's training split and save it with a report. The same files give the same bytes.
 
     Raises:
-        UserError: The training split is missing, damaged or too small for so many tokens.
+        UserError: The training split is missing, damaged or too small for the vocabulary size, or the output folder
+            holds other files than a tokenizer.
     """
+    check_output_folder(options.output, "a tokenizer", lambda folder: (folder / REPORT_FILE).exists())
     architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
     if options.vocab_size < len(architecture):
-        problem = f"must be at least {len(architecture)}, the special tokens and bytes, not {options.vocab_size}"
+        problem = f"must be at least {len(architecture)} (the special tokens and bytes), not {options.vocab_size}"
         raise OptionError("vocab_size", problem)
     files = split_files(options.corpus, "train")
     if not files:
-        raise UserError(f"{options.corpus / 'train'}: no Parquet files; scripts/build_corpus.py writes them")
+        raise UserError(f"{options.corpus / 'train'}: no Parquet files; build a corpus with scripts/build_corpus.py")
 
     tokenizer = architecture.train_new_from_iterator(
         _training_texts(files, options.max_documents), options.vocab_size, show_progress=False
@@ -57,13 +59,13 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     if len(tokenizer) < options.vocab_size:
         raise UserError(
             f"{options.corpus / 'train'}: too little text for vocab_size {options.vocab_size}, only for "
-            f"{len(tokenizer)}: add text or ask for fewer tokens"
+            f"{len(tokenizer)}; add text or lower --vocab-size"
         )
 
     report = {
         "vocab_size": len(tokenizer),
         "train_files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-        "validation": measure(tokenizer, split_files(options.corpus, "validation")),
+        "validation": count_tokens(tokenizer, split_files(options.corpus, "validation")),
     }
     with replacing(options.output) as folder:
         tokenizer.save_pretrained(folder)
@@ -78,17 +80,17 @@ def _training_texts(files: list[Path], max_documents: int) -> Iterator[list[str]
     documents = sum(map(count_documents, files))
     stride = math.ceil(documents / max_documents)
     seen = 0
-    with tqdm(total=documents, desc="count words", unit="document") as progress:
+    with tqdm(total=documents, desc="read", unit="document") as progress:
         for path in files:
             for texts in read_texts(path):
                 yield texts[-seen % stride :: stride]
                 seen += len(texts)
                 progress.update(len(texts))
-    logger.info("merging pairs of tokens")
+    logger.info("training the tokenizer")
 
 
-def measure(tokenizer: PreTrainedTokenizerBase, files: list[Path]) -> dict[str, int | float]:
-    """Documents, tokens (no special ones), UTF-8 bytes and bytes per token of corpus files."""
+def count_tokens(tokenizer: PreTrainedTokenizerBase, files: list[Path]) -> dict[str, int | float]:
+    """Count documents, tokens without special tokens, UTF-8 bytes, and bytes per token in corpus files."""
     documents = tokens = text_bytes = 0
     for path in files:
         for texts in read_texts(path):

@@ -1,6 +1,6 @@
-"""Comparing tokenizers on the same text: bytes a token, tokens a word, and how they cut four classes of terms.
+"""Comparing tokenizers on the same text: bytes per token, and tokens per word and per biomedical term.
 
-Terms are found in the text alone (see `healthslm.tokenization.terms`), so that no tokenizer has a say in what counts.
+Terms are found in the text itself (see `healthslm.tokenization.terms`), so they do not depend on a tokenizer.
 """
 
 from collections.abc import Iterator
@@ -27,25 +27,27 @@ class TokenizerReportOptions:
     """Options of `report_tokenizers`."""
 
     tokenizers: list[str]
-    """Folders or Hub names of fast tokenizers."""
+    """Folders or Hub ids of fast tokenizers."""
     data: list[str]
-    """Files of documents (Parquet, JSON Lines or text), folders or patterns of them: held-out text."""
+    """Held-out text: Parquet, JSON Lines or text files, folders or patterns of them."""
     output: Path | None = None
-    """JSON file to write the figures to."""
+    """JSON file to write the metrics to."""
 
 
 def report_tokenizers(options: TokenizerReportOptions) -> None:
-    """Compare tokenizers on documents, each of which is its title, a newline and its text, and print the tables.
+    """Compare tokenizers on documents (title, newline, text) and print the tables.
 
-    Files are read as `scripts/build_corpus.py` reads its sources: a file of PubMedQA gives questions and contexts.
+    Files are read like the sources of `scripts/build_corpus.py`; PubMedQA's files give questions and contexts.
 
     Raises:
-        UserError: There is no such tokenizer or document.
+        UserError: A tokenizer or file cannot be opened, or there is no text.
     """
+    if options.output is not None and options.output.is_dir():
+        raise UserError(f"{options.output}: is a folder, but the output is a file; choose another path")
     tokenizers = {name: open_tokenizer(name) for name in options.tokenizers}
     texts = [text for text in _read_texts(options.data) if text]
     if not tokenizers:
-        raise UserError("tokenizers: none is named; name a folder or a tokenizer of the Hub")
+        raise UserError("tokenizers: give at least one folder or Hub id")
     if not texts:
         raise UserError(f"{' '.join(options.data)}: no document has any text")
     spans = [find_terms(text) for text in texts]
@@ -54,7 +56,9 @@ def report_tokenizers(options: TokenizerReportOptions) -> None:
         "documents": len(texts),
         "bytes": sum(len(text.encode()) for text in texts),
         "occurrences": {name: sum(len(found[name]) for found in spans) for name in TERM_CLASSES},
-        "tokenizers": {name: measure(tokenizer, texts, spans, name) for name, tokenizer in tokenizers.items()},
+        "tokenizers": {
+            name: evaluate_tokenizer(tokenizer, texts, spans, name) for name, tokenizer in tokenizers.items()
+        },
     }
     if options.output is not None:
         write_json(options.output, report)
@@ -69,34 +73,34 @@ def _read_texts(patterns: list[str]) -> Iterator[str]:
 
 
 def tokens_per_term(offsets: list[tuple[int, int]], terms: np.ndarray) -> np.ndarray:
-    """Count the tokens that share a character with each term.
+    """Count the tokens that share at least one character with each term.
 
-    That is how a term is cut where it stands in running text, with what precedes it: alone, without the space in
-    front, most tokenizers cut it otherwise. A token that reaches beyond the term counts as one of its own.
+    Terms are counted in running text, because most tokenizers split a term differently without the space before it. A
+    token that extends beyond the term counts too.
 
     Args:
-        offsets: The characters of each token, from the first to the one behind the last.
-        terms: (terms, 2), likewise.
+        offsets: Start and exclusive end of each token, in characters.
+        terms: Start and exclusive end of each term: shape (terms, 2).
 
     Returns:
-        (terms,), int64.
+        Shape (terms,), int64.
     """
     starts, ends = np.sort(np.array(offsets, dtype=np.int64).reshape(-1, 2), axis=0).T
-    # All tokens that end before a term also start before its end: the rest of those that do overlap it.
+    # Tokens that start before the term's end, minus those that also end before its start, overlap it.
     return np.searchsorted(starts, terms[:, 1], "left") - np.searchsorted(ends, terms[:, 0], "right")
 
 
-def measure(
+def evaluate_tokenizer(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], spans: list[Spans], description: str | None = None
 ) -> dict[str, Any]:
-    """The figures of one tokenizer on texts with terms at such spans.
+    """Compute the metrics of one tokenizer on texts, whose terms are at `spans`.
 
-    Texts are encoded as nothing but text, see `healthslm.tokenization.encoding.encode`.
+    Texts are encoded without special tokens, see `healthslm.tokenization.encoding.encode`.
 
     Returns:
-        Vocabulary size, tokens, UTF-8 bytes a token, documents that decoding restores exactly, and for each class of
-        terms the mean of tokens a term and the share of terms that are a single token; None where there are no terms.
-        For words these are the fertility and one less the proportion of continued words of Rust et al., "How good is
+        Vocabulary size, tokens, UTF-8 bytes per token, documents that decoding restores exactly, and for each class of
+        terms the mean tokens per term and the share of terms that are a single token (None if there are no terms). For
+        words these are the fertility, and one minus the proportion of continued words, of Rust et al., "How good is
         your tokenizer?", ACL 2021.
     """
     tokens = restored = 0
@@ -128,26 +132,26 @@ def _summary(counts: np.ndarray) -> dict[str, float | None]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The figures as two Markdown tables, with columns of even width."""
+    """Format the metrics as two Markdown tables with aligned columns."""
     documents = report["documents"]
-    overall = [["tokenizer", "vocabulary", "tokens", "bytes a token", "restored exactly"]]
-    by_class = [["tokens a term (in one token)", *(f"{name}: {n:,}" for name, n in report["occurrences"].items())]]
-    for name, figures in report["tokenizers"].items():
-        numbers = f"{figures['vocabulary']:,}", f"{figures['tokens']:,}", f"{figures['bytes_per_token']:.3f}"
-        overall.append([name, *numbers, f"{figures['documents_restored'] / documents:.1%}"])
-        by_class.append([name, *map(_format_terms, figures["terms"].values())])
+    overall = [["tokenizer", "vocabulary", "tokens", "bytes per token", "restored exactly"]]
+    by_class = [["tokens per term (single-token)", *(f"{name}: {n:,}" for name, n in report["occurrences"].items())]]
+    for name, metrics in report["tokenizers"].items():
+        numbers = f"{metrics['vocabulary']:,}", f"{metrics['tokens']:,}", f"{metrics['bytes_per_token']:.3f}"
+        overall.append([name, *numbers, f"{metrics['documents_restored'] / documents:.1%}"])
+        by_class.append([name, *map(_format_terms, metrics["terms"].values())])
     heading = f"{documents:,} documents, {report['bytes']:,} bytes"
     return "\n\n".join([heading, _table(overall), _table(by_class)])
 
 
-def _format_terms(figures: dict[str, float | None]) -> str:
-    if figures["tokens_per_term"] is None:
+def _format_terms(metrics: dict[str, float | None]) -> str:
+    if metrics["tokens_per_term"] is None:
         return "none"
-    return f"{figures['tokens_per_term']:.2f} ({figures['single_token_share']:.1%})"
+    return f"{metrics['tokens_per_term']:.2f} ({metrics['single_token_share']:.1%})"
 
 
 def _table(rows: list[list[str]]) -> str:
-    """A Markdown table, its first row the heading and its first column on the left."""
+    """Format a Markdown table; the first row is the header, and the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [rows[0], rule, *rows[1:]]

@@ -1,7 +1,7 @@
-"""The figures of a data card: documents by source, licence, year and length, and passages by number of tokens.
+"""The figures of a data card: documents by source, license, year and length, and chunks by number of tokens.
 
-Each function draws what `healthslm.corpus.statistics` has counted; nothing is read or counted here. The images are the
-same whatever Matplotlib's settings are where they are drawn.
+Each function draws counts from `healthslm.data_card.statistics`; none reads files. The images do not depend on the
+user's Matplotlib settings.
 """
 
 import textwrap
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from healthslm.corpus.statistics import (
+from healthslm.data_card.statistics import (
     BINS_PER_CONTEXT,
     BINS_PER_DOUBLING,
     Row,
@@ -27,10 +27,10 @@ from healthslm.corpus.statistics import (
 SOURCES, LICENSES, YEARS, LENGTHS, TOKENS = FIGURES = tuple(
     f"{name}.png" for name in ("sources", "licences", "years", "lengths", "tokens")
 )
-DRAWN_NAMES = 15
-DRAWN_KINDS = 5
+MAX_BARS = 15
+MAX_LINES = 5
 
-# Okabe and Ito, "Color Universal Design", 2008: colours that people with any colour vision tell apart.
+# From Okabe and Ito, "Color Universal Design", 2008: colors that people with any color vision can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
@@ -47,18 +47,18 @@ STYLE = {
 
 
 def write_figures(folder: Path, statistics: Statistics, tokens: TokenStatistics | None) -> None:
-    """Write the figures as images of 150 dots an inch that hold no time and no version."""
-    with matplotlib.style.context(["default", STYLE]):  # whatever the user's is
+    """Write the figures as PNG files of 150 dots per inch, without a date or a version in them."""
+    with matplotlib.style.context(["default", STYLE]):
         for name, figure in draw_figures(statistics, tokens).items():
             figure.savefig(folder / name, dpi=150, metadata={"Software": None})
 
 
 def draw_figures(statistics: Statistics, tokens: TokenStatistics | None) -> dict[str, Figure]:
-    """The figures by the names of their files: none by year where no document states one, and none of no tokens."""
+    """Draw the figures, by file name. `YEARS` needs documents with a year, `TOKENS` needs `tokens`."""
     years = {year: count for year, count in statistics["years"] if year is not None}
     figures = {
-        SOURCES: draw_shares(shorten(sum_by(statistics["sources"], column=0), DRAWN_NAMES)),
-        LICENSES: draw_shares(shorten(sum_by(statistics["sources"], column=1), DRAWN_NAMES)),
+        SOURCES: draw_shares(shorten(sum_by(statistics["sources"], column=0), MAX_BARS)),
+        LICENSES: draw_shares(shorten(sum_by(statistics["sources"], column=1), MAX_BARS)),
         LENGTHS: draw_lengths(statistics["lengths"]),
     }
     if years:
@@ -69,13 +69,13 @@ def draw_figures(statistics: Statistics, tokens: TokenStatistics | None) -> dict
 
 
 def draw_shares(rows: list[Row]) -> Figure:
-    """Bars of documents and, beside them, of bytes; a row is a name and these two."""
+    """Draw bars of documents and bars of bytes, side by side. A row is a name, documents and bytes."""
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)))
     left, right = figure.subplots(1, 2, sharey=True)
     names, documents, num_bytes = zip(*rows, strict=True)
     for ax, values, colour, label, ticks, numbers in (
         (left, documents, BLUE, "documents", THOUSANDS, "{:,.0f}"),
-        (right, num_bytes, VERMILION, "bytes of text in UTF-8", EngFormatter("B"), EngFormatter("B", places=1)),
+        (right, num_bytes, VERMILION, "bytes of UTF-8 text", EngFormatter("B"), EngFormatter("B", places=1)),
     ):
         bars = ax.barh(range(len(rows)), values, color=colour)
         ax.bar_label(bars, fmt=numbers, padding=3, fontsize=8)
@@ -93,13 +93,13 @@ def draw_shares(rows: list[Row]) -> Figure:
 
 
 def draw_years(years: dict[int, int]) -> Figure:
-    """Bars of documents by year of publication."""
+    """Draw bars of documents by year of publication."""
     figure = Figure(figsize=(9, 4))
-    ax = figure.add_subplot(xlabel="year of publication", ylabel="documents a year")
+    ax = figure.add_subplot(xlabel="year of publication", ylabel="documents per year")
     ax.bar(years.keys(), years.values(), width=0.9, color=BLUE)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     if max(years.values()) > 100 * min(years.values()):
-        ax.set(yscale="log", ylabel="documents a year (logarithmic)", ylim=(0.7, None))
+        ax.set(yscale="log", ylabel="documents per year (log scale)", ylim=(0.7, None))
     ax.set_xlim(min(years) - 1, max(years) + 1)
     ax.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(THOUSANDS)
@@ -108,24 +108,24 @@ def draw_years(years: dict[int, int]) -> Figure:
 
 
 def draw_lengths(lengths: list[Row]) -> Figure:
-    """One line for each kind of text: the share of its documents by length, in bins that are even in the logarithm."""
+    """Draw one line per kind of text: the share of its documents by length, in bins of equal width on a log scale."""
     kinds: dict[str, Counter[int]] = {}
-    for kind, place, count in lengths:
-        kinds.setdefault(kind, Counter())[place] = count
+    for kind, bin_number, count in lengths:
+        kinds.setdefault(kind, Counter())[bin_number] = count
     ordered = sorted(kinds, key=lambda kind: (-kinds[kind].total(), kind))
-    drawn = {kind: kinds[kind] for kind in ordered[:DRAWN_KINDS]}
-    if others := ordered[DRAWN_KINDS:]:
+    drawn = {kind: kinds[kind] for kind in ordered[:MAX_LINES]}
+    if others := ordered[MAX_LINES:]:
         drawn["others"] = sum((kinds[kind] for kind in others), Counter())
 
-    places = range(min(map(min, drawn.values())), max(map(max, drawn.values())) + 1)
-    edges = 2.0 ** (np.arange(places.start, places.stop + 1) / BINS_PER_DOUBLING)
+    bins = range(min(map(min, drawn.values())), max(map(max, drawn.values())) + 1)
+    edges = 2.0 ** (np.arange(bins.start, bins.stop + 1) / BINS_PER_DOUBLING)
     figure = Figure(figsize=(9, 4))
     ax = figure.add_subplot(
-        xlabel="bytes of text of a document (logarithmic)", ylabel="share of the kind's documents", xscale="log"
+        xlabel="bytes of text per document (log scale)", ylabel="share of the kind's documents", xscale="log"
     )
     for (kind, counts), colour, style in zip(drawn.items(), COLOURS, LINE_STYLES, strict=False):
         documents = counts.total()
-        shares = [counts[place] / documents for place in places]
+        shares = [counts[number] / documents for number in bins]
         noun = "document" if documents == 1 else "documents"
         ax.stairs(shares, edges, color=colour, linestyle=style, lw=1.8, label=f"{kind}: {documents:,} {noun}")
     ax.set_ylim(bottom=0)
@@ -138,14 +138,14 @@ def draw_lengths(lengths: list[Row]) -> Figure:
 
 
 def draw_tokens(tokens: TokenStatistics) -> Figure:
-    """Bars of passages by their number of tokens, with the context marked."""
+    """Draw bars of chunks by number of tokens, with a line at the context."""
     context, edges = tokens.context, token_edges(tokens.context)
     figure = Figure(figsize=(9, 4))
-    ax = figure.add_subplot(xlabel="tokens of a passage, its separator included", ylabel="passages")
+    ax = figure.add_subplot(xlabel="tokens per chunk, with its separator", ylabel="chunks")
     colours = [BLUE] * BINS_PER_CONTEXT + [VERMILION] * BINS_PER_CONTEXT
     ax.bar(edges[:-1], tokens.histogram, np.diff(edges) * 0.92, align="edge", color=colours)
     ax.axvline(context + 0.5, color="black", linestyle="--", lw=1)
-    label = f" context: {context:,} tokens\n longer: {tokens.too_long:,} passages"
+    label = f" context: {context:,} tokens\n longer: {tokens.too_long:,} chunks"
     ax.annotate(label, (context, 1), xycoords=("data", "axes fraction"), va="top")
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_xlim(0, 2 * context)

@@ -1,7 +1,7 @@
-"""What a data card counts: documents and bytes over a finished corpus, and tokens over the same in tokens.
+"""Counts for a data card: documents and bytes of a finished corpus, and tokens of the same corpus after tokenization.
 
-The corpus is counted by DuckDB, one file after the other, into a table of all documents without their text, which lies
-on disk where memory does not hold it. Both counts are held against the corpus's report.json.
+DuckDB counts the corpus file by file, into a table of all documents without their text; the table is on disk, so it may
+be larger than memory. Both counts are checked against the corpus's report.json.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,17 @@ from healthslm.corpus.report import COUNTS, REPORT
 from healthslm.corpus.selection import MEMORY_LIMIT
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
-from healthslm.files import read_json
-from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
+from healthslm.tokenization.tokens import TokenizedSplit, read_info
 
 BINS_PER_DOUBLING = 4  # of a document's length
 BINS_PER_CONTEXT = 32
 
-# A document's passages all lie in one file. The bytes are those of `document_text`, and those of the text alone; an
-# address is something@domain.tld.
+# All chunks of a document are in one file. `bytes` counts `document_text`, `text_bytes` the text without its title.
+# An address is something@domain.tld.
 _TABLE = """
     CREATE TABLE documents (
         source VARCHAR, kind VARCHAR, license VARCHAR, year INTEGER,
-        passages BIGINT, text_bytes BIGINT, bytes BIGINT, addresses BIGINT
+        chunks BIGINT, text_bytes BIGINT, bytes BIGINT, addresses BIGINT
     )
 """
 _DOCUMENTS = """
@@ -41,7 +40,7 @@ _DOCUMENTS = """
 """
 _QUERIES = {
     "totals": """
-        SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(bytes), 0), sum(addresses) FROM documents
+        SELECT count(*), coalesce(sum(chunks), 0), coalesce(sum(bytes), 0), sum(addresses) FROM documents
     """,
     "sources": """
         SELECT source, license, string_agg(DISTINCT kind, ', ' ORDER BY kind), count(*), sum(bytes)
@@ -53,7 +52,7 @@ _QUERIES = {
         FROM documents GROUP BY ALL ORDER BY ALL
     """,
     "kinds": """
-        SELECT kind, count(*), sum(passages), sum(bytes), quantile_disc(text_bytes, 0.05),
+        SELECT kind, count(*), sum(chunks), sum(bytes), quantile_disc(text_bytes, 0.05),
                quantile_disc(text_bytes, 0.5), quantile_disc(text_bytes, 0.95), max(text_bytes)
         FROM documents GROUP BY kind ORDER BY 2 DESC, kind
     """,
@@ -65,36 +64,38 @@ Statistics = dict[str, list[Row]]
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What is told of the corpus in tokens."""
+    """Counts of a tokenized corpus."""
 
     tokenizer_sha256: str
     vocab_size: int
     context: int
-    """Tokens of a context."""
+    """Tokens per context."""
     counts: dict[str, int]
-    """Tokens of each split, one separator a passage included."""
+    """Tokens of each split, with one separator per chunk."""
     histogram: np.ndarray
-    """Shape (2 * BINS_PER_CONTEXT,), int64: passages of all splits by `token_edges`, the last of longer ones too."""
+    """Shape (2 * BINS_PER_CONTEXT,), int64: chunks of all splits by `token_edges`; the last bin has no upper limit."""
 
     @property
-    def passages(self) -> int:
-        """Passages of all splits."""
+    def chunks(self) -> int:
+        """Number of chunks in all splits."""
         return int(self.histogram.sum())
 
     @property
     def too_long(self) -> int:
-        """Passages that are longer than a context."""
+        """Number of chunks that are longer than a context."""
         return int(self.histogram[BINS_PER_CONTEXT:].sum())
 
 
 def corpus_statistics(corpus: Path, report: dict[str, Any], database: Path) -> Statistics:
-    """What is counted over all documents of a corpus, as the rows of `_QUERIES`.
+    """Run all `_QUERIES` over the documents of a corpus.
 
     Args:
-        database: A file to keep the documents in, without their text, while they are counted; the caller removes it.
+        corpus: Corpus folder.
+        report: The corpus's report.json.
+        database: Temporary file for DuckDB, which holds the documents without their text; the caller removes it.
 
     Raises:
-        UserError: a file is damaged, or together they are not what the report counts.
+        UserError: A file is damaged, or the counts differ from the report's.
     """
     paths = [path for split in SPLITS for path in split_files(corpus, split)]
     with duckdb.connect(str(database), config={"memory_limit": MEMORY_LIMIT}) as connection:
@@ -106,60 +107,61 @@ def corpus_statistics(corpus: Path, report: dict[str, Any], database: Path) -> S
                 raise UserError(f"{path}: not a Parquet file of a corpus: {' '.join(str(error).split())}") from error
         statistics = {name: connection.execute(query).fetchall() for name, query in _QUERIES.items()}
     found = statistics["totals"][0][:3]
-    counted = tuple(sum_splits(report, count) for count in COUNTS)
-    if found != counted:
+    expected = tuple(sum_splits(report, count) for count in COUNTS)
+    if found != expected:
         raise UserError(
-            f"{corpus}: holds {found[0]:,} documents in {found[1]:,} parts where {REPORT} counts {counted[0]:,} in "
-            f"{counted[1]:,}; build the corpus again"
+            f"{corpus}: has {found[0]:,} documents in {found[1]:,} chunks, but {REPORT} counts {expected[0]:,} in "
+            f"{expected[1]:,}; build the corpus again"
         )
     return statistics
 
 
 def token_statistics(folder: Path, report: dict[str, Any], context: int) -> TokenStatistics:
-    """Count tokens by split, and passages by their number of tokens.
+    """Count the tokens of each split, and the chunks by their number of tokens.
 
     Raises:
-        UserError: tokens are missing, or are those of another corpus.
+        UserError: The tokens are missing or belong to another corpus.
     """
     edges = token_edges(context)
     histogram, counts = np.zeros(len(edges) - 1, np.int64), {}
-    for name, counted in report["splits"].items():
-        if counted["parts"] == 0:
+    for name, expected in report["splits"].items():
+        if expected["parts"] == 0:
             counts[name] = 0
             continue
         split = TokenizedSplit(folder, name)
         num_bytes = int(split.document_bytes.sum())
-        if (len(split), num_bytes) != (counted["parts"], counted["bytes"]):
+        if (len(split), num_bytes) != (expected["parts"], expected["bytes"]):
             raise UserError(
-                f"{folder}: not the tokens of this corpus: {name} holds {len(split):,} passages of {num_bytes:,} bytes "
-                f"in tokens, and {counted['parts']:,} of {counted['bytes']:,} in the corpus; tokenise it again"
+                f"{folder}: not the tokens of this corpus: its {name} split has {len(split):,} chunks of "
+                f"{num_bytes:,} bytes, the corpus's has {expected['parts']:,} of {expected['bytes']:,}; tokenize the "
+                "corpus again"
             )
         for file in split.files:
             histogram += np.histogram(np.diff(file.ends, prepend=0).clip(max=2 * context), edges)[0]
         counts[name] = split.num_tokens
-    info = read_json(folder / INFO_FILE)
+    info = read_info(folder)
     return TokenStatistics(info["tokenizer_sha256"], info["vocab_size"], context, counts, histogram)
 
 
 def token_edges(context: int) -> np.ndarray:
-    """Shape (2 * BINS_PER_CONTEXT + 1,), float64: numbers of tokens between which the bins of the histogram lie."""
+    """Edges of the histogram's bins, in tokens: shape (2 * BINS_PER_CONTEXT + 1,), float64."""
     return np.arange(2 * BINS_PER_CONTEXT + 1) * (context / BINS_PER_CONTEXT) + 0.5
 
 
 def sum_splits(report: dict[str, Any], count: str) -> int:
-    """Documents, parts or bytes of all splits."""
+    """Sum one of the report's `COUNTS` over all splits."""
     return sum(split[count] for split in report["splits"].values())
 
 
 def sum_by(sources: list[Row], column: int) -> list[Row]:
-    """Documents and bytes by one of the columns of the sources, most documents first."""
+    """Sum the documents and bytes of the sources by one of their columns, most documents first."""
     groups = groupby(sorted(sources, key=lambda row: row[column]), key=lambda row: row[column])
     sums = [(name, *map(sum, zip(*(row[-2:] for row in rows), strict=True))) for name, rows in groups]
     return sorted(sums, key=lambda row: -row[1])
 
 
 def shorten(rows: list[Row], length: int) -> list[Row]:
-    """The first rows, and the others, if there are two of them at least, as one row of their sums."""
+    """Keep the first `length` rows and sum the others in one row; a single other row is kept as it is."""
     others = rows[length:]
     if len(others) < 2:
         return rows

@@ -1,0 +1,1 @@
+"""The data card: what a corpus holds, in documents, bytes and tokens."""
