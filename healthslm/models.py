@@ -4,7 +4,7 @@ import difflib
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,17 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from healthslm.errors import UserError
-from healthslm.options import OptionError
+from healthslm.options import Device, OptionError
+from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import open_tokenizer, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # a bar for one file of weights, in the midst of our own
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-"""The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
-
-Device = Literal["auto", "cpu", "cuda"]
-"""Where a model computes: "auto" is a GPU where there is one."""
+REPOSITORY = model_repository()
 
 _RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")

@@ -11,8 +11,8 @@ A range holds for every number of a tuple or list, and allows None.
 
 import math
 import typing
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from healthslm.errors import UserError
 
@@ -42,6 +42,9 @@ class Range:
         bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
         return " and ".join(f"{name} {bound}" for name, bound in bounds.items())
 
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a model computes: "auto" is a GPU where there is one."""
 
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
@@ -75,3 +78,15 @@ def option_ranges(options_class: type) -> dict[str, Range]:
         for found in getattr(annotation, "__metadata__", ())
         if isinstance(found, Range)
     }
+
+
+@dataclass
+class ExecutorOptions(CheckedOptions):
+    """Where and how many tasks run at once."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where tasks run: in processes of this machine, as jobs of Slurm or on a Ray cluster, over one file system."""
+    workers: NonNegativeInt = 0
+    """Tasks at once; 0: one for each core of this machine, and no limit on a cluster."""
+    executor_settings: dict[str, Any] = field(default_factory=dict)
+    """More settings of datatrove's executor: {partition: cpu, time: "12:00:00"} for Slurm."""

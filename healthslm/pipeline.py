@@ -16,9 +16,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dill
 import loguru
@@ -31,24 +31,12 @@ from tqdm import tqdm
 
 from healthslm.errors import UserError
 from healthslm.files import publish, remove_partials
-from healthslm.options import CheckedOptions, NonNegativeInt
+from healthslm.options import ExecutorOptions
 
 # datatrove logs to the terminal from its import on; the log of a run lies in its folder of logs.
 loguru.logger.remove()
 
 SHOWN_FAILURES = 10
-
-
-@dataclass
-class ExecutorOptions(CheckedOptions):
-    """Where and how many tasks run at once."""
-
-    executor: Literal["local", "slurm", "ray"] = "local"
-    """Where tasks run: in processes of this machine, as jobs of Slurm or on a Ray cluster, over one file system."""
-    workers: NonNegativeInt = 0
-    """Tasks at once; 0: one for each core of this machine, and no limit on a cluster."""
-    executor_settings: dict[str, Any] = field(default_factory=dict)
-    """More settings of datatrove's executor: {partition: cpu, time: "12:00:00"} for Slurm."""
 
 
 class Call(PipelineStep):

@@ -18,10 +18,9 @@ the same command goes on where it stopped.
 import importlib.metadata
 import logging
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -39,6 +38,7 @@ from healthslm.corpus import (
     splits,
 )
 from healthslm.corpus import sources as source_files
+from healthslm.corpus.options import CorpusOptions
 from healthslm.corpus.pubmed_files import file_name, find_pubmed_files
 from healthslm.corpus.reader import split_files
 from healthslm.corpus.records import PubmedReader, read_record_documents, record_writer
@@ -50,8 +50,8 @@ from healthslm.corpus.splits import REMOVED, DroppedFilter, Passages, corpus_wri
 from healthslm.documents import SPLITS, split_place
 from healthslm.errors import UserError
 from healthslm.files import naming_full_disk, read_json, remove_partials, write_json
-from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
-from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
+from healthslm.options import OptionError
+from healthslm.pipeline import Call, Step, Workplace, run_steps
 from healthslm.tables import has_stamp, make_stamp
 
 logger = logging.getLogger(__name__)
@@ -60,44 +60,6 @@ _PARSING = (pubmed, markup, records)
 _SCREENING = (screening, documents, records, source_files, scrubbing, language, signatures)
 _WRITING = (selection, splits, documents, records, scrubbing, passages)
 _LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]  # that texts pass
-
-
-@dataclass
-class CorpusOptions(ExecutorOptions):
-    """Options of `build_corpus`."""
-
-    output: Path = field(kw_only=True)
-    """Folder to write the corpus to; records/ and signatures/ are written beside it."""
-    pubmed: Path | None = None
-    """Folder with PubMed's XML files (.xml, .xml.gz), or with NCBI's folders baseline/ and updatefiles/ of them."""
-    sources: list[str] = field(default_factory=list)
-    """Other text: files, folders or patterns of .parquet, .jsonl and .txt, or hub:NAME for a data set of the Hub."""
-    id_columns: list[str] = field(default_factory=lambda: list(Columns.id))
-    """Columns of other text that may hold a document's id: the first that a row has."""
-    title_columns: list[str] = field(default_factory=lambda: list(Columns.title))
-    """Columns that may hold its title."""
-    text_columns: list[str] = field(default_factory=lambda: list(Columns.text))
-    """Columns that may hold its text."""
-    held_out: list[Path] = field(default_factory=list)
-    """Files (.parquet, .jsonl) whose documents stay out of the corpus: by id, text, near-duplicate or 13-gram."""
-    validation_fraction: UnitInterval = 0.005
-    """Share of the documents that becomes the validation split, which pretraining needs; 0 for none."""
-    test_fraction: UnitInterval = 0.005
-    """Share of the documents that becomes the test split."""
-    min_words: NonNegativeInt = 20
-    """Documents with a text of fewer words are dropped."""
-    any_language: bool = False
-    """Keep documents whose text is not English, too."""
-    max_bytes: Annotated[int, Range(at_least=256)] = 4096
-    """Longer texts are cut at paragraphs into parts of at most so many bytes: about a context of 1,024 tokens."""
-    write_removed: bool = False
-    """Write what was dropped, with the reason, to removed/ in the corpus."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation_fraction + self.test_fraction >= 1:
-            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave nothing to train on"
-            raise OptionError("validation_fraction", problem)
 
 
 def build_corpus(options: CorpusOptions) -> None:

@@ -11,19 +11,18 @@ import importlib.metadata
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
 
 from healthslm.corpus.figures import FIGURES, LENGTHS, LICENSES, SOURCES, TOKENS, YEARS, write_figures
+from healthslm.corpus.options import DataCardOptions
 from healthslm.corpus.records import SOURCE as PUBMED
 from healthslm.corpus.report import COUNTS, REPORT
 from healthslm.corpus.sources import UNSTATED
 from healthslm.corpus.statistics import (
-    BINS_PER_CONTEXT,
     Row,
     Statistics,
     TokenStatistics,
@@ -36,7 +35,6 @@ from healthslm.corpus.statistics import (
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.files import read_json, replacing
-from healthslm.options import CheckedOptions, Range
 
 PAGE = "README.md"
 LISTED_SOURCES = 100
@@ -61,24 +59,6 @@ REASONS = {
     "retracted": "The article was retracted.",
     "retraction_notice": "It is the notice of a retraction.",
 }
-
-
-@dataclass
-class DataCardOptions(CheckedOptions):
-    """Options of `describe_corpus`."""
-
-    corpus: Path
-    """Corpus folder, as scripts/build_corpus.py writes it."""
-    output: Path
-    """Folder to write the card to: README.md and its figures."""
-    tokens: Path | None = None
-    """The corpus in tokens, as scripts/tokenize_corpus.py writes it; without it, the card tells nothing of tokens."""
-    context: Annotated[int, Range(at_least=BINS_PER_CONTEXT)] = 1024
-    """Tokens of a context, to be marked in the figure of tokens."""
-    title: str = "HealthSLM corpus"
-    """The card's heading."""
-    names: dict[str, str] = field(default_factory=dict)
-    """Names to show instead of those of input and held-out files: {pubmed26n0001: pubmed20n0014.xml.gz}."""
 
 
 def describe_corpus(options: DataCardOptions) -> None:

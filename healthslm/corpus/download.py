@@ -13,11 +13,10 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, Annotated, TypeVar
+from typing import IO, TypeVar
 from urllib.parse import urlsplit
 
 import pooch
@@ -25,10 +24,10 @@ import requests
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from healthslm.corpus.options import DownloadOptions
 from healthslm.corpus.pubmed_files import FOLDERS, file_number, refuse_two_years
 from healthslm.errors import UserError
 from healthslm.files import remove_partials, replacing
-from healthslm.options import CheckedOptions, Range
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ TERMS = (
     "data.\nWhat you keep may not be the most current data that NLM has. Its terms apply: "
     "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 )
-MAX_CONNECTIONS = 4
 TRIES = 5
 FIRST_WAIT = 1.0  # seconds between the first two tries; each wait after it is twice as long
 TIMEOUT = 30.0  # seconds without a byte from the server
@@ -47,20 +45,6 @@ _SELECTION = re.compile(r"all|latest [1-9][0-9]*|[0-9]+(-[0-9]+)?( [0-9]+(-[0-9]
 _PASSING_STATUS = {408, 429}  # client errors that time may mend: request timeout, too many requests
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class DownloadOptions(CheckedOptions):
-    """Options of `download_pubmed`."""
-
-    output: Path
-    """Folder to download to; gets NCBI's folders baseline/ and updatefiles/."""
-    files: list[str]
-    """Which: `all`, `latest N`, or numbers such as `1-20` or `1-20 1334`, which go on from baseline to update files."""
-    base_url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
-    """Address (https, http) that has baseline/ and updatefiles/ below it: NCBI's, or that of a mirror."""
-    connections: Annotated[int, Range(at_least=1, at_most=MAX_CONNECTIONS)] = 2
-    """Files to download at once, at most 4: NCBI asks for few connections."""
 
 
 class FetchError(Exception):

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 from tqdm import tqdm
 
+from healthslm.corpus.options import BINS_PER_CONTEXT
 from healthslm.corpus.reader import split_files
 from healthslm.corpus.report import COUNTS, REPORT
 from healthslm.corpus.selection import MEMORY_LIMIT
@@ -22,7 +23,6 @@ from healthslm.files import read_json
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
 
 BINS_PER_DOUBLING = 4  # of a document's length
-BINS_PER_CONTEXT = 32
 
 # A document's passages all lie in one file. The bytes are those of `document_text`, and those of the text alone; an
 # address is something@domain.tld.

@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 from array import array
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -19,25 +18,14 @@ from healthslm.corpus.reader import read_texts, split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import file_sha256, naming_full_disk, read_json, write_json
-from healthslm.pipeline import Call, ExecutorOptions, Step, Workplace, run_steps
+from healthslm.pipeline import Call, Step, Workplace, run_steps
 from healthslm.tables import make_stamp
 from healthslm.tokenization import encoding
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.options import TokenizeOptions
 from healthslm.tokenization.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TokenizeOptions(ExecutorOptions):
-    """Options of `tokenize_corpus`."""
-
-    corpus: Path = field(kw_only=True)
-    """Corpus folder: Parquet files in train/, validation/ and test/."""
-    tokenizer: str = field(kw_only=True)
-    """Folder or Hub name of a tokenizer, any that Transformers opens as a fast one."""
-    output: Path = field(kw_only=True)
-    """Folder to write the arrays to."""
 
 
 def tokenize_corpus(options: TokenizeOptions) -> None:

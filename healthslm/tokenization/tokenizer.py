@@ -4,7 +4,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,27 +13,14 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from healthslm.corpus.reader import count_documents, read_texts, split_files
 from healthslm.errors import UserError
 from healthslm.files import replacing, write_json
-from healthslm.options import CheckedOptions, OptionError, PositiveInt
+from healthslm.options import OptionError
+from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import encode_texts
+from healthslm.tokenization.options import TokenizerOptions
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 REPORT_FILE = "training_report.json"
-
-
-@dataclass
-class TokenizerOptions(CheckedOptions):
-    """Options of `train_tokenizer`."""
-
-    corpus: Path
-    """Corpus folder: train/*.parquet is trained on, validation/*.parquet measured."""
-    output: Path
-    """Folder to write the tokenizer to."""
-    vocab_size: PositiveInt = 32_000
-    """Number of tokens, the special tokens and the 256 bytes among them."""
-    max_documents: PositiveInt = 1_000_000
-    """Documents to train on; of more, every second, third and so on is taken. More text hardly changes the tokens."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
@@ -43,7 +29,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     Raises:
         UserError: The training split is missing, damaged or too small for so many tokens.
     """
-    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(model_repository()))()
     if options.vocab_size < len(architecture):
         problem = f"must be at least {len(architecture)}, the special tokens and bytes, not {options.vocab_size}"
         raise OptionError("vocab_size", problem)
