@@ -24,7 +24,6 @@ an update. Each contender runs in a process of its own, all in turn in every rou
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,18 +51,16 @@ from transformers import (
     TrainingArguments,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from command_line import run  # noqa: E402
-from healthslm.errors import UserError  # noqa: E402
-from healthslm.models import make_model  # noqa: E402
-from healthslm.tokenization.tokens import TokenizedSplit  # noqa: E402
-from healthslm.training.attention import fit_attention  # noqa: E402
-from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches  # noqa: E402
-from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed  # noqa: E402
-from healthslm.training.packing import PackedRows  # noqa: E402
-from healthslm.training.precision import computes_in_bf16  # noqa: E402
-from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings  # noqa: E402
+from healthslm.cli import run
+from healthslm.errors import UserError
+from healthslm.models import make_model
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.attention import fit_attention
+from healthslm.training.gradients import accumulate_gradients, agree, has_failed, micro_batches
+from healthslm.training.optimization import make_optimizers, set_learning_rates, skip_failed
+from healthslm.training.packing import PackedRows
+from healthslm.training.precision import computes_in_bf16
+from healthslm.training.recipe import PretrainOptions, compiles, optimizer_settings
 
 Result = TypeVar("Result")
 
@@ -396,4 +393,4 @@ def table(rounds: dict[str, list[Measurement]], operations: float, peak: float) 
 
 
 if __name__ == "__main__":
-    run(benchmark, BenchmarkOptions)
+    run(benchmark, BenchmarkOptions, summary=__doc__)

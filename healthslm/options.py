@@ -37,7 +37,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return self.at_least <= value <= self.at_most and self.above < value < self.below
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """As people write it: "above 0 and at most 1"."""
         bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
         return " and ".join(f"{name} {bound}" for name, bound in bounds.items())

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pytest
-
 import command_line
+import pytest
 from command_line import UsageError, parse
+
 from healthslm.options import CheckedOptions, NonNegativeFloat, OptionError, PositiveInt, Range, option_ranges
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.models import make_model, open_model
 from healthslm.training.metrics import read_metrics
 from healthslm.training.recipe import PretrainOptions, make_schedule

@@ -1,0 +1,248 @@
+"""The commands: `healthslm NAME` and `python scripts/NAME.py` do the same.
+
+`run` calls a function with the options that `healthslm.arguments` reads, and reports errors in one line. This module
+imports nothing that takes time: a command imports its options to read them, and its function to call it.
+"""
+
+import dataclasses
+import difflib
+import errno
+import importlib
+import importlib.metadata
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from healthslm.errors import Stopped, UsageError, UserError
+
+STOPPED = 75
+"""Exit status of a run that was stopped on request and can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+
+class Command(NamedTuple):
+    """What a command does, an example, and where its function and its options are."""
+
+    summary: str
+    example: str
+    function: str
+    options: str
+
+
+COMMANDS = {
+    "download-pubmed": Command(
+        "Download PubMed's files",
+        "--output pubmed --files 1-20 (or: all; or: latest 3)",
+        "healthslm.corpus.download:download_pubmed",
+        "healthslm.corpus.options:DownloadOptions",
+    ),
+    "build-corpus": Command(
+        "Build the corpus",
+        "--pubmed pubmed --sources 'texts/*.parquet' --output corpus",
+        "healthslm.corpus.build:build_corpus",
+        "healthslm.corpus.options:CorpusOptions",
+    ),
+    "describe-corpus": Command(
+        "Write the data card of a corpus",
+        "--corpus corpus --tokens tokens --output card",
+        "healthslm.corpus.data_card:describe_corpus",
+        "healthslm.corpus.options:DataCardOptions",
+    ),
+    "train-tokenizer": Command(
+        "Train a tokenizer on a corpus",
+        "--corpus corpus --output tokenizer",
+        "healthslm.tokenization.tokenizer:train_tokenizer",
+        "healthslm.tokenization.options:TokenizerOptions",
+    ),
+    "evaluate-tokenizer": Command(
+        "Compare tokenizers",
+        "--tokenizers tokenizer gpt2 --data corpus/validation",
+        "healthslm.tokenization.tokenizer_report:report_tokenizers",
+        "healthslm.tokenization.options:TokenizerReportOptions",
+    ),
+    "tokenize-corpus": Command(
+        "Tokenize a corpus",
+        "--corpus corpus --tokenizer tokenizer --output tokens",
+        "healthslm.tokenization.tokenize:tokenize_corpus",
+        "healthslm.tokenization.options:TokenizeOptions",
+    ),
+    "pretrain": Command(
+        "Train a model",
+        "--recipe configs/healthslm-15m.yaml",
+        "healthslm.training.loop:pretrain",
+        "healthslm.training.options:PretrainOptions",
+    ),
+    "evaluate": Command(
+        "Compute a model's bits per byte on held-out text",
+        "--model runs/NAME/best --data corpus/validation",
+        "healthslm.evaluation.evaluate:evaluate",
+        "healthslm.evaluation.options:EvaluationOptions",
+    ),
+    "fetch-evaluation-set": Command(
+        "Download the held-out documents from NCBI",
+        "--ids results/pubmed_ids.jsonl --output held-out",
+        "healthslm.evaluation.evaluation_set:fetch_evaluation_set",
+        "healthslm.evaluation.options:FetchOptions",
+    ),
+    "evaluate-release": Command(
+        "Run every evaluation in the model card",
+        "--recipe configs/evaluation.yaml --model . --output results",
+        "healthslm.evaluation.measures:evaluate_release",
+        "healthslm.evaluation.options:ReleaseEvaluationOptions",
+    ),
+    "release": Command(
+        "Release the model of a run",
+        "runs/NAME --recipe configs/evaluation.yaml",
+        "healthslm.release.release:release",
+        "healthslm.release.options:ReleaseOptions",
+    ),
+    "generate": Command(
+        "Generate text with a model",
+        '--model runs/NAME/best --prompt "Aspirin and the risk of"',
+        "healthslm.generation:generate",
+        "healthslm.generation_options:GenerationOptions",
+    ),
+}
+
+
+def main(name: str | None = None) -> None:
+    """Run the command of this name, by default the one that the first argument names, with the other arguments."""
+    arguments = sys.argv[1:]
+    if name is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return
+        name, *arguments = arguments
+        if name not in COMMANDS:
+            nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
+            _exit(f"error: unknown command {name!r}, did you mean {nearest!r}? (see --help)", 2)
+    command = COMMANDS[name]
+    summary = f"{command.summary}: healthslm {name} {command.example}"
+    run(command.function, command.options, arguments, f"healthslm {name}", summary)
+
+
+def run(
+    function: str | Callable[[Any], None],
+    options_class: str | type,
+    arguments: Sequence[str] | None = None,
+    command: str = "",
+    summary: str = "",
+) -> None:
+    """Call a function with its options from the command line, and report the user's errors in one line.
+
+    The exit status is 1 after an error of the user or the file system, 2 after wrong usage, 75 when a run was stopped
+    on request and can be resumed, and what shells expect after an interrupt or a closed pipe. Any other exception is a
+    bug and keeps its traceback.
+
+    Args:
+        function: The function, or its place as "module:name", which is imported when the options are known to be right.
+        options_class: The dataclass of its options, or its place.
+        arguments: The arguments, by default those of the process.
+        command, summary: Name and description of the command in `--help`.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("healthslm").setLevel(logging.INFO)
+    # Without a GPU, bitsandbytes warns at every import of Transformers.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        with _ending_on_interrupt():
+            from healthslm.arguments import naming_options, parse
+
+            options_class = _find(options_class)
+            options = parse(options_class, given, command, summary)
+            function = _find(function)
+        with naming_options(given):
+            function(options)
+    except UsageError as error:
+        _exit(f"error: {error} (see --help)", 2)
+    except UserError as error:
+        _exit(f"error: {error}", 1)
+    except ModuleNotFoundError as error:
+        _exit(f"error: {_missing_package(error)}", 1)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _exit(f"error: {error.filename or 'cannot write'}: {error.strerror}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
+            raise
+        _exit(f"error: out of GPU memory: {_ways_to_save_memory(options_class)}", 1)
+    except Stopped as stopped:
+        _exit(str(stopped), STOPPED)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+
+
+def command_line(name: str, *arguments: object) -> str:
+    """A command as people type it, such as the one that resumes a run."""
+    return shlex.join(["healthslm", name, *map(str, arguments)])
+
+
+@contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
+    """End the process at once on Ctrl-C in the block, in which modules are imported: some of them catch all errors."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as in a shell's background job
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _find(place: Any) -> Any:
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: healthslm COMMAND [options]", "", *lines, "", "`healthslm COMMAND --help` explains the options."]
+    )
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """Name the package that is not installed and the extra that installs it."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "healthslm"):
+        raise error
+    wanted = package.replace("_", "-").lower()
+    for requirement in importlib.metadata.requires("healthslm") or []:
+        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if extra and re.match(rf"{re.escape(wanted)}\b(?!-)", requirement.replace("_", "-").lower()):
+            return f"{package} is not installed; in the repository, pip install -e '.[{extra[1]}]' installs it"
+    return f"{package} is not installed"
+
+
+def _ways_to_save_memory(options_class: Any) -> str:
+    fields = dataclasses.fields(options_class)
+    ways = [f"lower --{field.name.replace('_', '-')}" for field in fields if field.metadata.get("memory")]
+    ways += ["use --device cpu" for field in fields if field.name == "device"]
+    return " or ".join(ways or ["close other programs that use it"])
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(status)
