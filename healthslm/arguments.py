@@ -151,10 +151,11 @@ def _explain(problem: str, options_class: type, arguments: Sequence[str]) -> str
         return f"{_recipe(arguments)}: {_unknown(unknown[1], types)}"
     if required := re.search(r"arguments are required: (.+)", problem):
         return "missing: " + " ".join(map(as_flag, required[1].split(", ")))
-    invalid = re.match(r'Parser key "(\w+)".*value: (.*)', problem, re.DOTALL)
+    invalid = re.match(r'Parser key "(\w+)"', problem)
     if invalid and invalid[1] in types:
         kind = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(types[invalid[1]]))
-        return f"{_place(invalid[1], arguments)}: expected {kind}, got {invalid[2]}"
+        value = "".join(re.findall(r"value: (.*)", problem)[-1:])
+        return f"{_place(invalid[1], arguments)}: expected {kind}" + (f", got {value}" if value else "")
     if of_command_line := re.fullmatch(r"argument (--.*)|(unrecognized arguments: .*)", problem):
         return of_command_line[1] or of_command_line[2]
     problem = re.sub(r'Parser key "recipe":\s|in "<unicode string>", ', "", problem)
