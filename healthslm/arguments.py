@@ -34,7 +34,9 @@ from healthslm.options import OptionError
 Options = TypeVar("Options")
 
 
-def parse(options_class: type[Options], arguments: Sequence[str], command: str = "", summary: str = "") -> Options:
+def parse(
+    options_class: type[Options], arguments: Sequence[str], command: str = "", summary: str | None = ""
+) -> Options:
     """Read the arguments of a command as the options of a dataclass; `command` and `summary` are shown by `--help`.
 
     Raises:
@@ -79,7 +81,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return super().add_argument(*(name.replace("_", "-") for name in names), **settings)
 
 
-def _make_parser(options_class: type, command: str, summary: str) -> _Parser:
+def _make_parser(options_class: type, command: str, summary: str | None) -> _Parser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     jsonargparse.set_loader("recipe", _load_recipe, (yaml.YAMLError,))
     read_path = partial(_read_path, start=Path.cwd())

@@ -1,7 +1,7 @@
-"""The commands: `healthslm NAME` and `python scripts/NAME.py` do the same.
+"""The commands: `healthslm build-corpus` and `python scripts/build_corpus.py` do the same.
 
-`run` calls a function with the options that `healthslm.arguments` reads, and reports errors in one line. This module
-imports nothing that takes time: a command imports its options to read them, and its function to call it.
+This module imports nothing that takes time. A command imports its options to read them, and its function when they are
+right, so that `--help` and usage errors are quick.
 """
 
 import dataclasses
@@ -116,7 +116,8 @@ def main(name: str | None = None) -> None:
     arguments = sys.argv[1:]
     if name is None:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview())
+            with reporting_errors():
+                print(_overview())
             return
         name, *arguments = arguments
         if name not in COMMANDS:
@@ -132,34 +133,42 @@ def run(
     options_class: str | type,
     arguments: Sequence[str] | None = None,
     command: str = "",
-    summary: str = "",
+    summary: str | None = "",
 ) -> None:
-    """Call a function with its options from the command line, and report the user's errors in one line.
-
-    The exit status is 1 after an error of the user or the file system, 2 after wrong usage, 75 when a run was stopped
-    on request and can be resumed, and what shells expect after an interrupt or a closed pipe. Any other exception is a
-    bug and keeps its traceback.
+    """Call a function with its options from the command line, and report errors as `reporting_errors` does.
 
     Args:
         function: The function, or its place as "module:name", which is imported when the options are known to be right.
         options_class: The dataclass of its options, or its place.
         arguments: The arguments, by default those of the process.
-        command, summary: Name and description of the command in `--help`.
+        command: Name of the command in `--help`.
+        summary: What it does, in `--help`.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
     # Without a GPU, bitsandbytes warns at every import of Transformers.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+    with reporting_errors():
         with _ending_on_interrupt():
             from healthslm.arguments import naming_options, parse
 
-            options_class = _find(options_class)
-            options = parse(options_class, given, command, summary)
+            options = parse(_find(options_class), given, command, summary)
             function = _find(function)
-        with naming_options(given):
+        with naming_options(given), _naming_memory_options(options):
             function(options)
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Report the user's errors in one line, and end the process with a status that says what happened.
+
+    The status is 1 after an error of the user or the file system, 2 after wrong usage, 75 when a run was stopped on
+    request and can be resumed, and what shells expect after an interrupt or a closed pipe. Any other exception is a bug
+    and keeps its traceback.
+    """
+    try:
+        yield
     except UsageError as error:
         _exit(f"error: {error} (see --help)", 2)
     except UserError as error:
@@ -173,10 +182,6 @@ def run(
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _exit(f"error: {error.filename or 'cannot write'}: {error.strerror}", 1)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
-            raise
-        _exit(f"error: out of GPU memory: {_ways_to_save_memory(options_class)}", 1)
     except Stopped as stopped:
         _exit(str(stopped), STOPPED)
     except KeyboardInterrupt:
@@ -216,10 +221,8 @@ def _find(place: Any) -> Any:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        ["usage: healthslm COMMAND [options]", "", *lines, "", "`healthslm COMMAND --help` explains the options."]
-    )
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"usage: healthslm COMMAND [options]\n\n{commands}\n\n`healthslm COMMAND --help` explains the options."
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:
@@ -235,11 +238,18 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     return f"{package} is not installed"
 
 
-def _ways_to_save_memory(options_class: Any) -> str:
-    fields = dataclasses.fields(options_class)
-    ways = [f"lower --{field.name.replace('_', '-')}" for field in fields if field.metadata.get("memory")]
-    ways += ["use --device cpu" for field in fields if field.name == "device"]
-    return " or ".join(ways or ["close other programs that use it"])
+@contextmanager
+def _naming_memory_options(options: Any) -> Iterator[None]:
+    """Raise a GPU's lack of memory as a UserError that names the options to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
+            raise
+        fields = dataclasses.fields(options)
+        ways = [f"lower --{field.name.replace('_', '-')}" for field in fields if field.metadata.get("memory")]
+        ways += ["use --device cpu" for field in fields if field.name == "device"]
+        raise UserError(f"out of GPU memory: {' or '.join(ways or ['close other programs that use it'])}") from error
 
 
 def _exit(message: str, status: int) -> NoReturn:
