@@ -154,9 +154,9 @@ def run(
             from healthslm.arguments import naming_options, parse
 
             options = parse(_find(options_class), given, command, summary)
-            function = _find(function)
+            call = _find(function)
         with naming_options(given), _naming_memory_options(options):
-            function(options)
+            call(options)
 
 
 @contextmanager

@@ -26,14 +26,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.errors import UserError
 from healthslm.evaluation.figures import write_evaluation_figures
-from healthslm.evaluation.measures import (
-    MEASURES,
-    PUBMED_IDS,
-    EvaluationData,
-    ReleaseEvaluationOptions,
-    evaluate_release,
-    read_results,
-)
+from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, evaluate_release, read_results
+from healthslm.evaluation.options import EvaluationData, ReleaseEvaluationOptions
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
 from healthslm.models import open_model
 from healthslm.release.card import FIGURES_FOLDER, NAME, Release, write_pages
