@@ -6,6 +6,7 @@ plain `TokenizersBackend`, which AutoTokenizer opens without this file.
 
 import copy
 from os import PathLike
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -42,7 +43,7 @@ class HealthSLMTokenizer(TokenizersBackend):
         add_bos_token: bool = True,
         padding_side: str = "left",
         model_max_length: int = 1024,
-        **kwargs,
+        **kwargs: Any,
     ):
         if vocab is None:
             byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -62,7 +63,7 @@ class HealthSLMTokenizer(TokenizersBackend):
             **kwargs,
         )
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Save as a plain `TokenizersBackend` without an `auto_map`, so that loading it never needs to trust code."""
         plain = copy.copy(self)
         plain.__class__ = TokenizersBackend
