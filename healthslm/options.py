@@ -1,4 +1,4 @@
-"""Options of every stage: dataclasses whose fields have a range, checked when they are made.
+"""Dataclasses of options whose fields have a range, which is checked when an instance is created.
 
     @dataclass
     class SamplingOptions(CheckedOptions):
@@ -6,7 +6,7 @@
         top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
         documents: Annotated[int | None, Range(at_least=1)] = None
 
-A range holds for every number of a tuple or list, and allows None.
+A range applies to every number of a tuple or list, and allows None.
 """
 
 import math
@@ -18,7 +18,7 @@ from healthslm.errors import UserError
 
 
 class OptionError(UserError):
-    """A value that an option can't have. `problem` says so without the name, which people write in several ways."""
+    """An invalid value of an option. `problem` leaves out the option's name, which users write in different ways."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(f"{name}: {problem}")
@@ -27,7 +27,7 @@ class OptionError(UserError):
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers that an option may have."""
+    """The finite numbers that an option accepts."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -38,27 +38,27 @@ class Range:
         return self.at_least <= value <= self.at_most and self.above < value < self.below
 
     def __repr__(self) -> str:
-        """As people write it: "above 0 and at most 1"."""
+        """In words: "above 0 and at most 1"."""
         bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
         return " and ".join(f"{name} {bound}" for name, bound in bounds.items())
 
 
 Device = Literal["auto", "cpu", "cuda"]
-"""Where a model computes: "auto" is a GPU where there is one."""
+"""Where a model runs: "auto" is the GPU if there is one, otherwise the CPU."""
 
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 NonNegativeFloat = Annotated[float, Range(at_least=0)]
 UnitInterval = Annotated[float, Range(at_least=0, at_most=1)]
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
-"""What NumPy takes as a seed."""
+"""What NumPy accepts as a seed."""
 
 
 class CheckedOptions:
-    """Base of dataclasses of options: checks their ranges.
+    """Base class of options dataclasses: checks the ranges of the fields.
 
     Raises:
-        OptionError: A value is outside of its option's range.
+        OptionError: A value is outside its option's range.
     """
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class CheckedOptions:
 
 
 def option_ranges(options_class: type) -> dict[str, Range]:
-    """The ranges of a dataclass's options by their names."""
+    """The ranges of the fields of an options dataclass, by name."""
     annotations = typing.get_type_hints(options_class, include_extras=True).items()
     return {
         name: found
