@@ -95,7 +95,7 @@ def _make_parser(options_class: type, command: str, summary: str | None) -> _Par
         exit_on_error=False,
         allow_abbrev=False,
     )
-    help_text = "YAML file of options; those on the command line win."
+    help_text = "YAML file of options; options on the command line take precedence."
     parser.add_argument("--recipe", action="config", metavar="FILE", help=help_text)
     parser.add_class_arguments(options_class, as_group=False)
     return parser
