@@ -39,16 +39,17 @@ fuzz: $(INSTALLED)  ## read 20,000 mutated PubMed files: none may crash, hang or
 soak: $(INSTALLED)  ## kill a training run at 20 random moments and compare its weights
 	$(BIN)/python tests/soak.py --kills 20
 
-lint: $(INSTALLED)  ## what ruff says of the code and its format
+lint: $(INSTALLED)  ## check the code and its format with ruff, and its types with mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove all that make has made
-	rm -rf .venv build .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,31 +1,32 @@
-"""HealthSLM's tokenizer: byte-level BPE on GPT-2's split, with its special tokens at fixed first ids.
+"""HealthSLM's tokenizer: byte-level BPE with GPT-2's pre-tokenization. Its special tokens have the first ids.
 
-The class is the architecture and `train_new_from_iterator` trains a vocabulary into it. What is trained is saved as a
-plain `TokenizersBackend`, which AutoTokenizer opens without this file.
+The class defines the architecture, and `train_new_from_iterator` trains a vocabulary for it. A trained tokenizer is
+saved as a plain `TokenizersBackend`, which AutoTokenizer loads without this file.
 """
 
 import copy
 from os import PathLike
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import TokenizersBackend
 
-SEPARATOR_TOKEN = "<|endoftext|>"  # id 0: stands before every document, so it begins one and ends the one before
+SEPARATOR_TOKEN = "<|endoftext|>"  # id 0: precedes every document, so it begins one and ends the previous one
 PAD_TOKEN = "<|pad|>"  # id 1
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # ids 2 to 5: reserved for a chat template
 
 
 class HealthSLMTokenizer(TokenizersBackend):
-    """Byte-level BPE that restores any Unicode text exactly: no normaliser, no unknown token, no added space.
+    """Byte-level BPE, lossless for any Unicode text: no normalizer, no unknown token, no added space.
 
-    Untrained, its vocabulary is the special tokens and the 256 bytes. A text is encoded as a document begins in
-    training, with the separator in front; `add_special_tokens=False` leaves it out. Text that spells a special token
-    becomes that token, as chat templates need, unless the call says `split_special_tokens=True`.
+    The untrained vocabulary is the special tokens and the 256 bytes. Encoding puts the separator in front of a text, as
+    in training; `add_special_tokens=False` leaves it out. Text that spells a special token becomes that token, as chat
+    templates need, unless you pass `split_special_tokens=True`.
 
     Args:
-        vocab: ids by token, special tokens included.
-        merges: pairs of tokens, in the order in which they are merged.
+        vocab: Ids by token, including the special tokens.
+        merges: Pairs of tokens in the order in which they are merged.
     """
 
     model = BPE
@@ -42,7 +43,7 @@ class HealthSLMTokenizer(TokenizersBackend):
         add_bos_token: bool = True,
         padding_side: str = "left",
         model_max_length: int = 1024,
-        **kwargs,
+        **kwargs: Any,
     ):
         if vocab is None:
             byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -62,8 +63,8 @@ class HealthSLMTokenizer(TokenizersBackend):
             **kwargs,
         )
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> tuple[str, ...]:
-        """Save as a plain `TokenizersBackend` without an `auto_map`, so that loading it never needs to trust code."""
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
+        """Save as a plain `TokenizersBackend` without an `auto_map`, which loads without running remote code."""
         plain = copy.copy(self)
         plain.__class__ = TokenizersBackend
         return plain.save_pretrained(save_directory, **kwargs)

@@ -20,13 +20,12 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "scripts"))
+from healthslm.cli import run
+from healthslm.errors import UserError
+from healthslm.files import replacing, write_json
+from healthslm.training.run_folder import read_metrics
 
-from command_line import run  # noqa: E402
-from healthslm.errors import UserError  # noqa: E402
-from healthslm.files import replacing, write_json  # noqa: E402
-from healthslm.training.run_folder import read_metrics  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -140,4 +139,4 @@ def draw(options: AblationOptions, grid: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(ablate, AblationOptions)
+    run(ablate, AblationOptions, summary=__doc__)

@@ -24,7 +24,6 @@ runs in its own process, all of them in every round. The columns of the table, w
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,18 +51,16 @@ from transformers import (
     TrainingArguments,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from command_line import run  # noqa: E402
-from healthslm.errors import UserError  # noqa: E402
-from healthslm.models import make_model  # noqa: E402
-from healthslm.tokenization.tokens import TokenizedSplit  # noqa: E402
-from healthslm.training.gradients import micro_batches  # noqa: E402
-from healthslm.training.learner import Learner, Outcome  # noqa: E402
-from healthslm.training.options import PretrainOptions  # noqa: E402
-from healthslm.training.packing import PackedSequences  # noqa: E402
-from healthslm.training.precision import computes_in_bf16  # noqa: E402
-from healthslm.training.recipe import compiles, optimizer_settings  # noqa: E402
+from healthslm.cli import run
+from healthslm.errors import UserError
+from healthslm.models import make_model
+from healthslm.tokenization.tokens import TokenizedSplit
+from healthslm.training.gradients import micro_batches
+from healthslm.training.learner import Learner, Outcome
+from healthslm.training.options import PretrainOptions
+from healthslm.training.packing import PackedSequences
+from healthslm.training.precision import computes_in_bf16
+from healthslm.training.recipe import compiles, optimizer_settings
 
 Result = TypeVar("Result")
 
@@ -384,4 +381,4 @@ def table(rounds: dict[str, list[Measurement]], operations: float, peak: float) 
 
 
 if __name__ == "__main__":
-    run(benchmark, BenchmarkOptions)
+    run(benchmark, BenchmarkOptions, summary=__doc__)

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all."""
+"""Write files and folders atomically: they are complete or do not exist."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from healthslm.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path at which the caller creates a file or a folder that becomes `path`.
+    """Yield a temporary path where the caller creates the file or folder that will replace `path`.
 
-    When the block ends without an error, what was created is synced to disk and renamed onto `path`, in the place of a
-    file or folder that was there; otherwise it is removed and `path` stays as it was. The temporary path has the name
-    of `path`, so that writers which look at the suffix see the right one, and lies on the same file system, in a hidden
-    folder `.NAME.partial-*` beside `path`. Missing parent folders are created.
+    If the block succeeds, the new file or folder is synced to disk and renamed to `path`, replacing what was there. If
+    it fails, the new one is removed and `path` is unchanged. The temporary path has the same name as `path`, because
+    some writers look at the suffix. It is on the same file system, in the hidden folder `.NAME.partial-*` next to
+    `path`. Missing parent folders are created.
 
     Raises:
-        UserError: the disk is full; names `path`.
-        OSError: another failure of writing; names `path` where the system names no file.
+        UserError: The disk is full; the message names `path`.
+        OSError: Writing failed for another reason; names `path` if the system names no file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,11 +40,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Raise what fails in the block because the disk is full as a UserError, and other OSErrors, with this path."""
+    """Raise errors about a full disk in the block as a UserError with this path; add the path to other OSErrors."""
     try:
         yield
     except Exception as error:
-        # Rust libraries (safetensors, tokenizers) and Arrow report a full disk by its text alone.
+        # Rust libraries (safetensors, tokenizers) and Arrow report a full disk only in the text of the error.
         if "No space left on device" in str(error):
             raise UserError(f"{path}: no space left on device: free some and run the command again") from error
         if isinstance(error, OSError) and error.filename is None:
@@ -53,9 +53,9 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def publish(new: Path, path: Path) -> None:
-    """Sync a finished file or folder to disk and rename it onto `path`, in the place of one that was there.
+    """Sync a finished file or folder to disk and rename it to `path`, replacing what was there.
 
-    Both lie on one file system; the old one is gone when the function returns.
+    Both must be on the same file system.
     """
     _sync_all(new)
     aside = new.with_name(f"{new.name}.old")
@@ -66,7 +66,7 @@ def publish(new: Path, path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what `replacing` leaves in a folder when its process is killed."""
+    """Remove what `replacing` leaves in a folder when the process is killed."""
     for partial in folder.glob(".*.partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -94,21 +94,25 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, atomically."""
     with replacing(path) as new:
         new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises UserError that names the file and the place where it is not valid JSON."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is not valid JSON; names the file and the position.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON, or of the UTF-8 below it
+    except ValueError as error:  # invalid JSON or invalid UTF-8
         raise UserError(f"{path}: not valid JSON: {error}") from error
 
 
 def _rename_onto(new: Path, path: Path, aside: Path) -> None:
-    """Rename `new` to `path`. No call replaces a folder that holds files, so an old one is first put `aside`."""
+    """Rename `new` to `path`. A rename can't replace a folder with files, so an old one is first moved to `aside`."""
     if not path.is_dir() or path.is_symlink():
         os.replace(new, path)
         return
@@ -127,7 +131,7 @@ def _sync_all(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file, or the list of a folder's entries, is on disk."""
+    """Wait until a file, or the list of a folder's entries, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,48 +2,22 @@
 
 import logging
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from healthslm.errors import UserError
-from healthslm.models import Device, open_model
-from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed
+from healthslm.generation_options import GenerationOptions
+from healthslm.models import open_model
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
 
-GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 """Arguments of `generate` that always take the likeliest token, without a warning about the others."""
 
 NOTICE = "Machine-written text, for research only: it is not medical advice, and its statements are often false."
-
-
-@dataclass
-class GenerationOptions(CheckedOptions):
-    """Options of `generate`."""
-
-    model: str
-    """Folder or Hub name of a causal language model, with its tokenizer."""
-    prompt: str | None = None
-    """Text to continue; none, or empty, begins a document."""
-    prompts: Path | None = None
-    """File of prompts, one a line, in the place of a single prompt."""
-    max_new_tokens: PositiveInt = 200
-    """Tokens to write at most; a document may end before."""
-    temperature: NonNegativeFloat = 0.8
-    """Divides the logits: below 1 is bolder in what is likely, 0 always takes the likeliest token."""
-    top_k: NonNegativeInt = 50
-    """Choose among so many of the likeliest tokens; 0 among all."""
-    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
-    """Choose among the likeliest tokens that have so much probability together."""
-    seed: Seed = 0
-    """Of the random choice."""
-    device: Device = "auto"
-    """Where to compute: auto takes a GPU if there is one."""
 
 
 def generate(options: GenerationOptions) -> None:

@@ -1,10 +1,10 @@
-"""Opening and making causal language models through the Auto classes, as any user of Transformers does."""
+"""Load and create causal language models through the Auto classes, as any user of Transformers does."""
 
 import difflib
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,27 +12,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from healthslm.errors import UserError
-from healthslm.options import OptionError
+from healthslm.options import Device, OptionError
+from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import open_tokenizer, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
-transformers_logging.disable_progress_bar()  # a bar for one file of weights, in the midst of our own
+transformers_logging.disable_progress_bar()  # for one file of weights, between our own bars
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-"""The Hub model repository that this library lies in: HealthSLM's configuration, code and, once released, weights."""
-
-Device = Literal["auto", "cpu", "cuda"]
-"""Where a model computes: "auto" is a GPU where there is one."""
+REPOSITORY = model_repository()
 
 _RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def find_device(device: Device) -> torch.device:
-    """The device of that name.
+    """The torch device for the option `--device`.
 
     Raises:
-        UserError: A GPU is asked for, and PyTorch finds none.
+        UserError: A GPU is requested, but PyTorch finds none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device cuda: PyTorch {torch.__version__} finds no GPU here; use --device cpu")
@@ -40,32 +37,33 @@ def find_device(device: Device) -> torch.device:
 
 
 def by_device(model: PreTrainedModel, cpu: int, gpu: int) -> int:
-    """One of two numbers, such as batch sizes, by where the model is."""
+    """One of two numbers, such as batch sizes, depending on the device of the model."""
     return cpu if model.device.type == "cpu" else gpu
 
 
 def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
-    """Open the trained model of a folder or Hub name, in fp32, on a device.
+    """Load a trained model in fp32, from a folder or from the Hub.
 
     Raises:
         UserError: There is no such model or device.
     """
-    place = find_device(device)
+    found = find_device(device)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).to(place)
+        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).to(found)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no causal language model to be opened here: {_one_line(error)}") from error
+        raise UserError(f"{source}: can't load a causal language model: {_one_line(error)}") from error
 
 
 def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
-    """Make the model that a recipe asks for, in fp32, with weights to train.
+    """Create the model that a recipe describes, in fp32.
 
     Args:
-        source: A folder or Hub name, whose weights are trained further (a folder without weights gives the network
-            alone); or a mapping with `model_type` and whatever deviates from its defaults, for new weights.
+        source: A folder or Hub name, to continue training its weights, or to start from new weights if the folder has
+            none. Or a mapping with `model_type` and the values that differ from its defaults, to start from new
+            weights.
 
     Raises:
-        UserError: There is no such model, or the configuration refuses a value.
+        UserError: There is no such model, or the configuration rejects a value.
     """
     if isinstance(source, str) and not _is_folder_without_weights(source):
         logger.info("weights from %s", source)
@@ -85,37 +83,37 @@ def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
 
 
 def zero_residual_projections(model: PreTrainedModel) -> None:
-    """Set to zero the last matrix of each attention and feed-forward block, so that a new layer passes its input on."""
+    """Zero the last matrix of each attention and feed-forward block, so that every layer starts as the identity."""
     for name, parameter in model.named_parameters():
         if name.endswith(_RESIDUAL_PROJECTIONS):
             torch.nn.init.zeros_(parameter)
 
 
 def check_tokenizer(source: str | dict[str, Any], tokenizer_folder: Path) -> None:
-    """Check that weights to be trained further are of the tokens' tokenizer; new weights (see `make_model`) take any.
+    """Check that pretrained weights belong to the tokenizer of the tokens; new weights fit any tokenizer.
 
     Raises:
-        UserError: They were trained with another tokenizer, or with one that is not there to compare.
+        UserError: The weights were trained with another tokenizer, or their tokenizer can't be loaded.
     """
     if isinstance(source, dict) or _is_folder_without_weights(source):
         return
     try:
         own = vocabulary_sha256(open_tokenizer(source))
     except UserError as error:
-        raise UserError(f"{error}; --accept-changes trains the model without comparing tokenizers") from error
+        raise UserError(f"{error}; use --accept-changes to train without comparing tokenizers") from error
     other = vocabulary_sha256(open_tokenizer(str(tokenizer_folder)))
     if own != other:
         raise UserError(
             f"{tokenizer_folder}: not the tokenizer of the weights in {source} (SHA-256 {other[:12]}, not {own[:12]}): "
-            f"tokenize the corpus with --tokenizer {source}, or train them on other tokens by --accept-changes"
+            f"tokenize the corpus with --tokenizer {source}, or use --accept-changes to train on these tokens"
         )
 
 
 def choose_context(model: PreTrainedModel, context: int | None) -> int:
-    """The number of tokens to give a model at once: `context`, by default as many as it takes.
+    """The context to use with a model, in tokens: `context`, by default the model's own.
 
     Raises:
-        OptionError: The model takes fewer.
+        OptionError: It is longer than the model's own.
     """
     longest = model.config.max_position_embeddings
     if context is not None and context > longest:
@@ -124,7 +122,7 @@ def choose_context(model: PreTrainedModel, context: int | None) -> int:
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's `forward` names this argument."""
+    """Whether the model's `forward` has this argument."""
     return argument in inspect.signature(model.forward).parameters
 
 

@@ -1,4 +1,4 @@
-"""Options of every stage: dataclasses whose fields have a range, checked when they are made.
+"""Dataclasses of options whose fields have a range, which is checked when an instance is created.
 
     @dataclass
     class SamplingOptions(CheckedOptions):
@@ -6,19 +6,19 @@
         top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
         documents: Annotated[int | None, Range(at_least=1)] = None
 
-A range holds for every number of a tuple or list, and allows None.
+A range applies to every number of a tuple or list, and allows None.
 """
 
 import math
 import typing
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from healthslm.errors import UserError
 
 
 class OptionError(UserError):
-    """A value that an option can't have. `problem` says so without the name, which people write in several ways."""
+    """An invalid value of an option. `problem` leaves out the option's name, which users write in different ways."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(f"{name}: {problem}")
@@ -27,7 +27,7 @@ class OptionError(UserError):
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers that an option may have."""
+    """The finite numbers that an option accepts."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -37,25 +37,28 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return self.at_least <= value <= self.at_most and self.above < value < self.below
 
-    def __str__(self) -> str:
-        """As people write it: "above 0 and at most 1"."""
+    def __repr__(self) -> str:
+        """In words: "above 0 and at most 1"."""
         bounds = {name.replace("_", " "): bound for name, bound in vars(self).items() if math.isfinite(bound)}
         return " and ".join(f"{name} {bound}" for name, bound in bounds.items())
 
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a model runs: "auto" is the GPU if there is one, otherwise the CPU."""
 
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 NonNegativeFloat = Annotated[float, Range(at_least=0)]
 UnitInterval = Annotated[float, Range(at_least=0, at_most=1)]
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
-"""What NumPy takes as a seed."""
+"""What NumPy accepts as a seed."""
 
 
 class CheckedOptions:
-    """Base of dataclasses of options: checks their ranges.
+    """Base class of options dataclasses: checks the ranges of the fields.
 
     Raises:
-        OptionError: A value is outside of its option's range.
+        OptionError: A value is outside its option's range.
     """
 
     def __post_init__(self) -> None:
@@ -67,7 +70,7 @@ class CheckedOptions:
 
 
 def option_ranges(options_class: type) -> dict[str, Range]:
-    """The ranges of a dataclass's options by their names."""
+    """The ranges of the fields of an options dataclass, by name."""
     annotations = typing.get_type_hints(options_class, include_extras=True).items()
     return {
         name: found
@@ -75,3 +78,15 @@ def option_ranges(options_class: type) -> dict[str, Range]:
         for found in getattr(annotation, "__metadata__", ())
         if isinstance(found, Range)
     }
+
+
+@dataclass
+class ExecutorOptions(CheckedOptions):
+    """Where tasks run, and how many at once."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where to run tasks: on this machine, or on a Slurm or Ray cluster with a shared file system."""
+    workers: NonNegativeInt = 0
+    """Tasks to run in parallel; 0 means one per core on this machine, and no limit on a cluster."""
+    executor_settings: dict[str, Any] = field(default_factory=dict)
+    """Other settings of datatrove's executor; Slurm needs {"partition": "cpu", "time": "12:00:00"}."""

@@ -17,9 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dill
 from datatrove.data import DocumentsPipeline
@@ -33,21 +33,9 @@ from tqdm import tqdm
 
 from healthslm.errors import UserError
 from healthslm.files import publish, remove_partials
-from healthslm.options import CheckedOptions, NonNegativeInt
+from healthslm.options import ExecutorOptions
 
 MAX_SHOWN_FAILURES = 10
-
-
-@dataclass
-class ExecutorOptions(CheckedOptions):
-    """Where tasks run, and how many at once."""
-
-    executor: Literal["local", "slurm", "ray"] = "local"
-    """Where to run tasks: on this machine, or on a Slurm or Ray cluster with a shared file system."""
-    workers: NonNegativeInt = 0
-    """Tasks to run in parallel; 0 means one per core on this machine, and no limit on a cluster."""
-    executor_settings: dict[str, Any] = field(default_factory=dict)
-    """Other settings of datatrove's executor; Slurm needs {"partition": "cpu", "time": "12:00:00"}."""
 
 
 class Call(PipelineStep):

@@ -1,7 +1,6 @@
-"""Build the corpus: python scripts/build_corpus.py --pubmed pubmed --sources 'texts/*.parquet' --output corpus"""
+"""Build the corpus, as `healthslm build-corpus` does."""
 
-from command_line import run
-from healthslm.corpus.build import CorpusOptions, build_corpus
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(build_corpus, CorpusOptions)
+    main("build-corpus")

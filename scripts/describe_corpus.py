@@ -1,7 +1,6 @@
-"""Write the data card of a corpus: python scripts/describe_corpus.py --corpus corpus --tokens tokens --output card"""
+"""Write the data card of a corpus, as `healthslm describe-corpus` does."""
 
-from command_line import run
-from healthslm.data_card.describe import DataCardOptions, describe_corpus
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(describe_corpus, DataCardOptions)
+    main("describe-corpus")

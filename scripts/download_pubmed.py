@@ -1,7 +1,6 @@
-"""Download PubMed's files: python scripts/download_pubmed.py --output pubmed --files 1-20 (or: all; or: latest 3)"""
+"""Download PubMed's files, as `healthslm download-pubmed` does."""
 
-from command_line import run
-from healthslm.corpus.download import DownloadOptions, download_pubmed
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(download_pubmed, DownloadOptions)
+    main("download-pubmed")

@@ -1,7 +1,6 @@
-"""Measure a model's bits per byte: python scripts/evaluate.py --model runs/NAME/best --data corpus/validation"""
+"""Compute a model's bits per byte on held-out text, as `healthslm evaluate` does."""
 
-from command_line import run
-from healthslm.evaluation.evaluate import EvaluationOptions, evaluate
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(evaluate, EvaluationOptions)
+    main("evaluate")

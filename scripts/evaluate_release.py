@@ -1,7 +1,6 @@
-"""Take every measure of a model: python scripts/evaluate_release.py --recipe configs/evaluation.yaml --model . …"""
+"""Run every evaluation in the model card, as `healthslm evaluate-release` does."""
 
-from command_line import run
-from healthslm.evaluation.measures import ReleaseEvaluationOptions, evaluate_release
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(evaluate_release, ReleaseEvaluationOptions)
+    main("evaluate-release")

@@ -1,7 +1,6 @@
-"""Compare tokenizers: python scripts/evaluate_tokenizer.py --tokenizers tokenizer gpt2 --data corpus/validation"""
+"""Compare tokenizers, as `healthslm evaluate-tokenizer` does."""
 
-from command_line import run
-from healthslm.tokenization.tokenizer_report import TokenizerReportOptions, report_tokenizers
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(report_tokenizers, TokenizerReportOptions)
+    main("evaluate-tokenizer")

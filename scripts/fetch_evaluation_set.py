@@ -1,7 +1,6 @@
-"""Fetch the held-out documents from NCBI: python scripts/fetch_evaluation_set.py --ids FILE.jsonl --output held-out"""
+"""Download the held-out documents from NCBI, as `healthslm fetch-evaluation-set` does."""
 
-from command_line import run
-from healthslm.evaluation.evaluation_set import FetchOptions, fetch_evaluation_set
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(fetch_evaluation_set, FetchOptions)
+    main("fetch-evaluation-set")

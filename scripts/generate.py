@@ -1,7 +1,6 @@
-"""Write text with a model: python scripts/generate.py --model runs/NAME/best --prompt "Aspirin and the risk of" """
+"""Generate text with a model, as `healthslm generate` does."""
 
-from command_line import run
-from healthslm.generation import GenerationOptions, generate
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(generate, GenerationOptions)
+    main("generate")

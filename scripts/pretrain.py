@@ -1,8 +1,6 @@
-"""Train a model: python scripts/pretrain.py --recipe configs/healthslm-15m.yaml"""
+"""Train a model, as `healthslm pretrain` does."""
 
-from command_line import run
-from healthslm.training.loop import pretrain
-from healthslm.training.options import PretrainOptions
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(pretrain, PretrainOptions)
+    main("pretrain")

@@ -1,7 +1,6 @@
-"""Release the model of a run: python scripts/release.py runs/NAME --recipe configs/evaluation.yaml"""
+"""Release the model of a run, as `healthslm release` does."""
 
-from command_line import run
-from healthslm.release.release import ReleaseOptions, release
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(release, ReleaseOptions)
+    main("release")

@@ -1,7 +1,6 @@
-"""Tokenize a corpus: python scripts/tokenize_corpus.py --corpus corpus --tokenizer tokenizer --output tokens"""
+"""Tokenize a corpus, as `healthslm tokenize-corpus` does."""
 
-from command_line import run
-from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(tokenize_corpus, TokenizeOptions)
+    main("tokenize-corpus")

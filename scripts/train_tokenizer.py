@@ -1,7 +1,6 @@
-"""Train a tokenizer on a corpus: python scripts/train_tokenizer.py --corpus corpus --output tokenizer"""
+"""Train a tokenizer on a corpus, as `healthslm train-tokenizer` does."""
 
-from command_line import run
-from healthslm.tokenization.tokenizer import TokenizerOptions, train_tokenizer
+from healthslm.cli import main
 
 if __name__ == "__main__":
-    run(train_tokenizer, TokenizerOptions)
+    main("train-tokenizer")

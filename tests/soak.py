@@ -31,9 +31,7 @@ import yaml
 from in_precision import set_precision
 from pipeline_folders import TINY_MODEL, make_folders
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import command_line
+from healthslm.cli import run
 from healthslm.training.checkpoint import find_damage, list_checkpoints
 from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
@@ -168,7 +166,7 @@ def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Pat
         }  # fmt: skip
     sys.modules["matplotlib"] = None  # as if it were not installed: its curves would take half of a run's time
     sys.argv[1:] = arguments
-    command_line.run(pretrain, PretrainOptions)
+    run(pretrain, PretrainOptions)
 
 
 def free_port() -> int:

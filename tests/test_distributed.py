@@ -220,7 +220,7 @@ def test_a_signal_to_one_process_stops_both_with_one_checkpoint(stopped):
     assert [done.returncode for done in stopped.done] == [75, 75]
     assert stopped.checkpoints == ["step-3"]
     first, second = (done.stderr for done in stopped.done)
-    assert "stopped after step 3; resume with: python scripts/pretrain.py" in first
+    assert "stopped after step 3; resume with: healthslm pretrain " in first
     assert "Traceback" not in first + second
     assert [(stopped.record / f"{rank}.wrapped").read_text() for rank in (0, 1)] == ["0", "0"]
 

@@ -1,4 +1,4 @@
-"""Files exist whole or not at all."""
+"""Files and folders are written completely or not at all."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_a_file_appears_under_its_name_only_when_the_block_ends(tmp_path: Path) 
     assert names(path.parent) == ["a.txt"]
 
 
-def test_the_temporary_path_keeps_the_suffix_that_writers_look_at(tmp_path: Path) -> None:
+def test_the_temporary_path_has_the_same_suffix(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.npy") as new:
         np.save(new, np.arange(3))
     assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
@@ -53,7 +53,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_folder_takes_the_place_of_the_old_folder(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_old_folder(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     (path / "inner").mkdir(parents=True)
     (path / "inner" / "old.txt").write_text("old")
@@ -87,7 +87,7 @@ def test_the_old_folder_stays_when_nothing_was_created(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoint"]
 
 
-def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+def test_a_reader_never_sees_an_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, [0] * 10_000)
     done = threading.Event()
@@ -105,7 +105,7 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
     thread.join()
 
 
-def test_json_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
     value = {"title": "Überleben nach 5 µg/dL", "years": [2025, None], "share": 0.1}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
@@ -120,8 +120,8 @@ def test_broken_json_is_an_error_in_one_line_that_names_the_file(tmp_path: Path,
         read_json(path)
 
 
-def test_a_write_that_the_system_refuses_names_the_file(tmp_path: Path) -> None:
-    """A limit on the size of files makes a real write fail, with an error in which the system names no file."""
+def test_an_error_while_writing_names_the_file(tmp_path: Path) -> None:
+    """A limit on file sizes makes a real write fail with an error that doesn't name the file."""
     code = "import sys, healthslm.files as files; files.write_json(files.Path(sys.argv[1]), [0] * 10_000)"
     path = tmp_path / "a.json"
     path.write_text("old")

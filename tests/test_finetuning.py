@@ -1,4 +1,4 @@
-"""Adapters and quantised weights: PEFT and bitsandbytes treat HealthSLM as one of Transformers' own."""
+"""Adapters and quantized weights: PEFT and bitsandbytes work with HealthSLM like with any model of Transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def load(folder: Path, auto_class: type = AutoModelForCausalLM, **options) -> Pr
 
 
 def train(model: torch.nn.Module, labels: torch.Tensor | None = None) -> list[float]:
-    """The losses of four steps on one batch."""
+    """Train four steps on one batch and return the losses."""
     ids = random_ids(2, 12)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
     losses = []
@@ -70,7 +70,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def likeliest_tokens(model: torch.nn.Module, tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """The tokens (batch, length), continued by a loop that knows nothing of caches."""
+    """Continue tokens (batch, length) greedily, without a cache."""
     for _ in range(count):
         following = model(input_ids=tokens, use_cache=False).logits[:, -1].clone()
         following[:, model.config.eos_token_id] = -torch.inf
@@ -87,7 +87,7 @@ def test_lora_of_rank_16_on_all_linear_layers_trains_786432_weights() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_is_trained_saved_and_put_back_on_its_base(method: str, folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_can_be_trained_saved_and_loaded_onto_its_base(method: str, folder: Path, tmp_path: Path) -> None:
     model = peft.get_peft_model(load(folder), METHODS[method]())
     losses = train(model)
     assert losses[-1] < losses[0]
@@ -100,7 +100,7 @@ def test_an_adapter_is_trained_saved_and_put_back_on_its_base(method: str, folde
     assert torch.equal(generated, likeliest_tokens(restored, prompt, 6))
 
 
-def test_a_merged_adapter_is_a_plain_model_again(folder: Path, tmp_path: Path) -> None:
+def test_a_merged_adapter_gives_a_plain_model(folder: Path, tmp_path: Path) -> None:
     model = peft.get_peft_model(load(folder), METHODS["lora"]())
     train(model)
     expected = logits(model)
@@ -111,7 +111,7 @@ def test_a_merged_adapter_is_a_plain_model_again(folder: Path, tmp_path: Path) -
     torch.testing.assert_close(logits(load(tmp_path)), logits(merged), rtol=0, atol=0)
 
 
-def test_an_adapter_folder_alone_finds_its_base(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_folder_is_enough_to_load_the_adapter_with_its_base(folder: Path, tmp_path: Path) -> None:
     model = peft.get_peft_model(load(folder), METHODS["lora"]())
     train(model)
     model.save_pretrained(tmp_path)
@@ -120,7 +120,7 @@ def test_an_adapter_folder_alone_finds_its_base(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason="Transformers refuses this PEFT")
-def test_adapters_added_by_transformers_itself_can_be_switched_off_and_loaded(folder: Path, tmp_path: Path) -> None:
+def test_adapters_added_through_transformers_can_be_disabled_and_loaded(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     model.add_adapter(METHODS["lora"]())
     train(model)
@@ -132,7 +132,7 @@ def test_adapters_added_by_transformers_itself_can_be_switched_off_and_loaded(fo
     torch.testing.assert_close(logits(restored), logits(load(folder)), rtol=0, atol=0)
 
 
-def test_a_classifiers_adapter_carries_the_head_it_trained(folder: Path, tmp_path: Path) -> None:
+def test_the_adapter_of_a_classifier_includes_the_trained_head(folder: Path, tmp_path: Path) -> None:
     def classifier() -> PreTrainedModel:
         torch.manual_seed(1)
         return load(folder, AutoModelForSequenceClassification, num_labels=3)
@@ -146,7 +146,7 @@ def test_a_classifiers_adapter_carries_the_head_it_trained(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_leaves_an_adapters_gradients_as_they_are(folder: Path, use_reentrant: bool) -> None:
+def test_gradient_checkpointing_does_not_change_the_gradients_of_an_adapter(folder: Path, use_reentrant: bool) -> None:
     def gradients(prepare: Callable[[PreTrainedModel], None]) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **CAUSAL_LM)
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_leaves_an_adapters_gradients_as_they_are(folder:
     torch.testing.assert_close(gradients(checkpoint_layers), plain)
 
 
-def test_a_tuned_prefix_does_to_healthslm_what_it_does_to_llama(folder: Path) -> None:
+def test_prefix_tuning_gives_the_same_logits_as_with_llama(folder: Path) -> None:
     def tuned(model: PreTrainedModel) -> torch.nn.Module:
         torch.manual_seed(2)
         return peft.get_peft_model(model, METHODS["prefix"]()).eval()
@@ -179,7 +179,7 @@ def test_a_tuned_prefix_does_to_healthslm_what_it_does_to_llama(folder: Path) ->
 
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four bits come in blocks of 64 weights, which bitsandbytes on processors with bf16 wants within one row."""
+    """A model whose matrix rows are multiples of 64 wide: on CPUs with bf16, bitsandbytes needs whole 4-bit blocks."""
     folder = tmp_path_factory.mktemp("wide")
     network("healthslm", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     return folder
@@ -189,7 +189,7 @@ def quantized(folder: Path, auto_class: type = AutoModelForCausalLM, **options) 
     return load(folder, auto_class, quantization_config=BitsAndBytesConfig(**options), dtype=torch.bfloat16)
 
 
-def test_nf4_keeps_the_embedding_in_16_bits_and_halves_bytes_of_every_projection(tmp_path: Path) -> None:
+def test_nf4_keeps_the_embedding_in_16_bits_and_stores_projections_in_4_bits(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     model.save_pretrained(tmp_path)
@@ -201,7 +201,9 @@ def test_nf4_keeps_the_embedding_in_16_bits_and_halves_bytes_of_every_projection
 
 
 @pytest.mark.parametrize("options", [NF4, INT8], ids=["nf4", "int8"])
-def test_weights_are_quantized_as_llamas_are_and_saved_so(options: dict, wide_folder: Path, tmp_path: Path) -> None:
+def test_quantized_weights_equal_those_of_llama_and_can_be_saved(
+    options: dict, wide_folder: Path, tmp_path: Path
+) -> None:
     llama_twin(load(wide_folder)).save_pretrained(tmp_path / "llama")
     model = quantized(wide_folder, **options)
     expected = logits(quantized(tmp_path / "llama", LlamaForCausalLM, **options))
@@ -214,7 +216,7 @@ def test_weights_are_quantized_as_llamas_are_and_saved_so(options: dict, wide_fo
 
 
 @pytest.mark.parametrize("options", [NF4, INT8], ids=["nf4", "int8"])
-def test_an_adapter_learns_on_quantized_weights_that_stay_as_they_are(options: dict, wide_folder: Path) -> None:
+def test_an_adapter_learns_while_the_quantized_weights_stay_fixed(options: dict, wide_folder: Path) -> None:
     base = peft.prepare_model_for_kbit_training(quantized(wide_folder, **options))
     before = logits(base)
     model = peft.get_peft_model(base, METHODS["lora"]())

@@ -161,13 +161,12 @@ def test_a_signal_stops_a_run_after_its_step_and_the_printed_command_resumes_it_
     message = training.stderr.splitlines()[-1]
     assert "Traceback" not in training.stderr
 
-    command = re.fullmatch(r"stopped after step \d+; resume with: python (.*)", message)[1]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is ours
+    command = re.fullmatch(r"stopped after step \d+; resume with: healthslm (.*)", message)[1]
+    console_script = str(Path(sys.executable).with_name("healthslm"))
     done = subprocess.run(
-        shlex.join(["python", *launcher]) + f" {command}",
+        shlex.join([sys.executable, *launcher, console_script]) + f" {command}",
         shell=True,
         cwd=REPOSITORY,
-        env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
     )

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.models import accepts, make_model
 from healthslm.training import plan as planning
 from healthslm.training.attention import PACKED_DOCUMENTS, VARLEN, document_bounds

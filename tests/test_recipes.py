@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.models import make_model, open_model
 from healthslm.training.options import PretrainOptions
 from healthslm.training.recipe import make_schedule

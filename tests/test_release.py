@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.data_card.describe import DataCardOptions, describe_corpus
 from healthslm.errors import UserError
 from healthslm.evaluation.figures import FIGURES, TRAINING

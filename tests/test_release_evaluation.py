@@ -16,7 +16,7 @@ from release_inputs import DECISIONS, NETWORK, held_out_rows, write_inputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
 from healthslm.evaluation.generation_quality import generate_documents

@@ -1,4 +1,4 @@
-"""A saved folder opens through the Auto classes wherever Transformers is, with nothing else of ours."""
+"""A saved folder opens through the Auto classes with Transformers alone, without the healthslm package."""
 
 import json
 import multiprocessing
@@ -20,10 +20,14 @@ CODE_FILES = {f"{part}_healthslm.py" for part in ("configuration", "modeling", "
 
 
 def open_every_way(folder: str, copy: str, ids: str) -> dict:
-    """Run in a clean process: open a folder by every way that users have, and save what was opened to `copy`."""
+    """Open a folder in every way that users have, save what was opened to `copy`; runs in a clean process."""
+    import builtins
+
     import torch
     import transformers
 
+    questions = []  # of Transformers, whether it may run the code of the folder
+    builtins.input = lambda question="": questions.append(question) or "n"
     ids = torch.tensor(json.loads(ids))
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     models = {
@@ -35,6 +39,7 @@ def open_every_way(folder: str, copy: str, ids: str) -> dict:
     placed = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map="auto")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     untrusted_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    fast_tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     generate = transformers.pipeline("text-generation", model=folder, trust_remote_code=True)
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
@@ -46,12 +51,14 @@ def open_every_way(folder: str, copy: str, ids: str) -> dict:
         "placed_logits": placed(ids.to(placed.device)).logits.tolist(),
         "tokens": tokenizer("Aspirin")["input_ids"],
         "tokens_without_trust": untrusted_tokenizer("Aspirin")["input_ids"],
+        "tokens_of_fast_tokenizer": fast_tokenizer("Aspirin")["input_ids"],
+        "questions": questions,
         "generated": generate("Aspirin", max_new_tokens=5, do_sample=False)[0]["generated_text"],
     }
 
 
-def open_causal_lm(folder: str, ids: str, meeting_place: str, processes: str = "1") -> dict:
-    """Run in clean processes: they wait for each other before they open the folder."""
+def open_causal_lm(folder: str, ids: str, shared_folder: str, processes: str = "1") -> dict:
+    """Open the folder at the same moment as the other processes do; runs in clean processes."""
     import os
     import pathlib
     import time
@@ -59,8 +66,8 @@ def open_causal_lm(folder: str, ids: str, meeting_place: str, processes: str = "
     import torch
     import transformers
 
-    (pathlib.Path(meeting_place) / f"{os.getpid()}.ready").touch()
-    while len(list(pathlib.Path(meeting_place).glob("*.ready"))) < int(processes):
+    (pathlib.Path(shared_folder) / f"{os.getpid()}.ready").touch()
+    while len(list(pathlib.Path(shared_folder).glob("*.ready"))) < int(processes):
         time.sleep(0.001)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     return {"logits": model(torch.tensor(json.loads(ids))).logits.tolist()}
@@ -96,16 +103,21 @@ def test_a_clean_process_opens_every_class_from_the_folders_own_code(opened: dic
     assert opened["packages"] == ["transformers_modules"]
 
 
-def test_a_clean_process_computes_what_was_saved(opened: dict) -> None:
+def test_a_clean_process_computes_the_same_logits(opened: dict) -> None:
     torch.testing.assert_close(torch.tensor(opened["logits"]), expected_logits())
 
 
-def test_an_automatic_device_map_changes_nothing(opened: dict) -> None:
+def test_an_automatic_device_map_gives_the_same_logits(opened: dict) -> None:
     torch.testing.assert_close(torch.tensor(opened["placed_logits"]), expected_logits())
 
 
-def test_the_tokenizer_beside_the_model_opens_with_and_without_trust(opened: dict) -> None:
-    assert opened["tokens"] == opened["tokens_without_trust"] == byte_tokenizer()("Aspirin")["input_ids"]
+def test_the_tokenizer_opens_with_and_without_trust(opened: dict) -> None:
+    expected = byte_tokenizer()("Aspirin")["input_ids"]
+    assert opened["tokens"] == opened["tokens_without_trust"] == opened["tokens_of_fast_tokenizer"] == expected
+
+
+def test_nothing_waits_for_an_answer_on_standard_input(opened: dict) -> None:
+    assert opened["questions"] == []
 
 
 def test_a_pipeline_continues_the_prompt(opened: dict) -> None:
@@ -113,7 +125,7 @@ def test_a_pipeline_continues_the_prompt(opened: dict) -> None:
     assert len(opened["generated"]) > len("Aspirin")
 
 
-def test_a_saved_copy_of_a_loaded_model_is_as_whole_as_the_first(opened: dict, folder: Path, copy: Path) -> None:
+def test_a_loaded_model_is_saved_with_its_code_and_configuration(opened: dict, folder: Path, copy: Path) -> None:
     for name in CODE_FILES:
         assert (copy / name).read_text() == (REPOSITORY / name).read_text()
     assert json.loads((copy / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
@@ -165,7 +177,7 @@ def test_a_folder_saved_with_one_head_opens_with_the_others(head: str, tmp_path:
         torch.testing.assert_close(dict(model.base_model.state_dict()), body, rtol=0, atol=0)
 
 
-def test_the_saved_file_of_the_default_model_holds_110_tensors_and_no_second_head(tmp_path: Path) -> None:
+def test_the_default_model_is_saved_as_110_tensors_without_a_second_head(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
     AutoModelForCausalLM.from_config(config, trust_remote_code=True).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as saved:
@@ -175,7 +187,7 @@ def test_the_saved_file_of_the_default_model_holds_110_tensors_and_no_second_hea
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 15_276_288
 
 
-def test_the_repositorys_root_gives_configuration_and_untrained_model() -> None:
+def test_the_root_of_the_repository_gives_a_configuration_and_an_untrained_model() -> None:
     config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     assert model.num_parameters() == 15_276_288

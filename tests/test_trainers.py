@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer and TRL's SFTTrainer train HealthSLM as one of Transformers' own."""
+"""Hugging Face's Trainer and TRL's SFTTrainer train HealthSLM like any model of Transformers."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from transformers import (
 
 
 def arguments(folder: Path, **options) -> dict:
-    """What both trainers are told."""
+    """Arguments of both trainers."""
     quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
     steps = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 0.01}
     return {"output_dir": str(folder), **quiet, **steps, **options}
 
 
 def examples() -> list[dict]:
-    """Four rows of twelve tokens whose loss is counted over fewer and fewer of them."""
+    """Four sequences of twelve tokens, each with fewer labels than the one before."""
     rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in random_ids(4, 12)]
     for index, row in enumerate(rows):
         row["labels"][: 3 * index] = [-100] * 3 * index
@@ -64,7 +64,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model.eval()(input_ids=random_ids(2, 9)).logits
 
 
-def test_what_the_trainer_saves_is_what_it_trained(tmp_path: Path) -> None:
+def test_the_trainer_saves_the_trained_weights(tmp_path: Path) -> None:
     training = trainer(tmp_path, max_steps=4)
     training.train()
     assert losses(training)[-1] < losses(training)[0]
@@ -72,7 +72,7 @@ def test_what_the_trainer_saves_is_what_it_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load(tmp_path)), logits(training.model), rtol=0, atol=0)
 
 
-def test_the_trainer_predicts_logits_and_no_cache(tmp_path: Path) -> None:
+def test_the_trainer_predicts_logits_without_a_cache(tmp_path: Path) -> None:
     predicting = trainer(tmp_path)
     predictions = predicting.predict(examples()).predictions
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_trainer_predicts_logits_and_no_cache(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(predictions), expected)
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     whole.train()
     resumed = trainer(tmp_path, max_steps=4)
@@ -89,7 +89,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("collator", [default_data_collator, skipping_logits])
-def test_accumulated_batches_weigh_every_token_alike(collator, tmp_path: Path) -> None:
+def test_gradient_accumulation_gives_every_token_the_same_weight(collator, tmp_path: Path) -> None:
     def trained(batch_size: int) -> dict[str, torch.Tensor]:
         options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 4 // batch_size}
         training = trainer(tmp_path, collator=collator, optim="sgd", max_grad_norm=0, **options)
@@ -112,7 +112,7 @@ def test_skipping_the_logits_changes_neither_training_nor_evaluation(tmp_path: P
 
 
 def loss_one_by_one(model: PreTrainedModel, documents: list[torch.Tensor]) -> torch.Tensor:
-    """Mean loss over the tokens of documents (length,) that the model sees one at a time."""
+    """Mean loss over the tokens of documents (length,) in separate forward passes."""
     losses = [cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="sum") for ids in documents]
     return sum(losses) / sum(len(ids) - 1 for ids in documents)
 
@@ -146,7 +146,7 @@ def sft_trainer(folder: Path, model: PreTrainedModel | str, dataset=None, peft_c
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_what_sft_saves_is_what_it_trained(packing: bool, tmp_path: Path) -> None:
+def test_sft_saves_the_trained_weights(packing: bool, tmp_path: Path) -> None:
     base, trained = tmp_path / "base", tmp_path / "trained"
     small_model().save_pretrained(base)
     training = sft_trainer(trained, str(base), packing=packing, trust_remote_code=True, max_steps=4)

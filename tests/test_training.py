@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from command_line import parse
+from healthslm.arguments import parse
 from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
 from healthslm.models import make_model

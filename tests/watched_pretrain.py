@@ -108,8 +108,7 @@ if __name__ == "__main__":
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     watch_over(watch)
     sys.argv = ["pretrain.py", *arguments]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-    from command_line import run
+    from healthslm.cli import run
     from healthslm.training.options import PretrainOptions
 
     run(loop.pretrain, PretrainOptions)

@@ -18,13 +18,13 @@ kept, and the same command resumes.
 import importlib.metadata
 import logging
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from healthslm.corpus.options import CorpusOptions
 from healthslm.corpus.pubmed_files import file_name, find_pubmed_files
 from healthslm.corpus.reader import split_files
 from healthslm.corpus.records import RECORDS_VERSION, PubmedReader, read_record_documents, record_writer
@@ -43,53 +43,14 @@ from healthslm.corpus.splits import CORPUS_VERSION, DROPPED, ChunkSplitter, Drop
 from healthslm.documents import SPLITS, split_position
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, naming_full_disk, read_json, remove_partials, write_json
-from healthslm.options import NonNegativeInt, OptionError, Range, UnitInterval
-from healthslm.pipeline import Call, ExecutorOptions, Step, WorkFolder, run_steps
+from healthslm.options import OptionError
+from healthslm.pipeline import Call, Step, WorkFolder, run_steps
 from healthslm.tables import has_fingerprint, make_fingerprint
 
 logger = logging.getLogger(__name__)
 
 # Libraries whose version may change records or signatures.
 _LIBRARIES = [importlib.metadata.version(library) for library in ("lxml", "py3langid", "rensa")]
-
-
-@dataclass
-class CorpusOptions(ExecutorOptions):
-    """Options of `build_corpus`."""
-
-    output: Path = field(kw_only=True)
-    """Folder to write the corpus to; records/ and signatures/ are written next to it."""
-    pubmed: Path | None = None
-    """Folder of PubMed XML files (.xml, .xml.gz), or of NCBI's folders baseline/ and updatefiles/."""
-    sources: list[str] = field(default_factory=list)
-    """Other text: .parquet, .jsonl and .txt files, folders or patterns of them, or hub:NAME for a Hub dataset."""
-    id_columns: list[str] = field(default_factory=lambda: list(Columns.id))
-    """Names of the id column in other text; the first that a row has is read."""
-    title_columns: list[str] = field(default_factory=lambda: list(Columns.title))
-    """Names of the title column, likewise."""
-    text_columns: list[str] = field(default_factory=lambda: list(Columns.text))
-    """Names of the text column, likewise."""
-    held_out: list[Path] = field(default_factory=list)
-    """Evaluation files (.parquet, .jsonl). Documents that share an id, a near-duplicate text or 13 words in a row with
-    them are dropped."""
-    validation_fraction: UnitInterval = 0.005
-    """Share of the documents in the validation split, which pretraining needs; 0 for none."""
-    test_fraction: UnitInterval = 0.005
-    """Share of the documents in the test split."""
-    min_words: NonNegativeInt = 20
-    """Drop documents with fewer words of text."""
-    any_language: bool = False
-    """Also keep documents that are not in English."""
-    max_bytes: Annotated[int, Range(at_least=256)] = 4096
-    """Split longer texts into chunks of at most this many bytes; 4,096 are about 1,024 tokens."""
-    write_dropped: bool = False
-    """Write the dropped documents, with the reason, to dropped/ in the corpus."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation_fraction + self.test_fraction >= 1:
-            problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave no training documents"
-            raise OptionError("validation_fraction", problem)
 
 
 def build_corpus(options: CorpusOptions) -> None:

@@ -13,10 +13,9 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -27,10 +26,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from urllib3.exceptions import MaxRetryError
 from urllib3.util import Retry
 
+from healthslm.corpus.options import MAX_CONNECTIONS, DownloadOptions
 from healthslm.corpus.pubmed_files import FOLDERS, file_number, refuse_two_years
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, remove_partials, replacing
-from healthslm.options import CheckedOptions, Range
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ TERMS = (
     "data.\nWhat you keep may not be the most current data that NLM has. Its terms apply: "
     "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 )
-MAX_CONNECTIONS = 4
 TRIES = 5
 BACKOFF = 1.0  # seconds; the waits between tries are 0, 2, 4 and 8 times this, or what the server asks for
 TIMEOUT = 30.0  # seconds without a byte from the server
@@ -49,20 +47,6 @@ RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 _SELECTION = re.compile(r"all|latest [1-9][0-9]*|[0-9]+(-[0-9]+)?( [0-9]+(-[0-9]+)?)*")
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class DownloadOptions(CheckedOptions):
-    """Options of `download_pubmed`."""
-
-    output: Path
-    """Folder to download to; gets NCBI's folders baseline/ and updatefiles/."""
-    files: list[str]
-    """Files to download: `all`, `latest N`, or numbers such as `1-20` or `1-20 1334`."""
-    base_url: str = "https://ftp.ncbi.nlm.nih.gov/pubmed/"
-    """Address of the folder with baseline/ and updatefiles/ (https or http): NCBI's, or that of a mirror."""
-    connections: Annotated[int, Range(at_least=1, at_most=MAX_CONNECTIONS)] = 2
-    """Files to download in parallel, at most 4: NCBI asks for few connections."""
 
 
 class FetchError(Exception):

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from datatrove.data import Document
 
+from healthslm.corpus.options import ID_COLUMNS, TEXT_COLUMNS, TITLE_COLUMNS
 from healthslm.documents import document_id
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
@@ -32,9 +33,9 @@ Row = dict[str, Any]
 class Columns:
     """Names of the columns with the id, the title and the text. Of several names, the first that a row has is read."""
 
-    id: tuple[str, ...] = ("id", "pmid", "PMID")
-    title: tuple[str, ...] = ("title", "QUESTION")  # capitals: PubMedQA
-    text: tuple[str, ...] = ("text", "abstract", "CONTEXTS")
+    id: tuple[str, ...] = ID_COLUMNS
+    title: tuple[str, ...] = TITLE_COLUMNS
+    text: tuple[str, ...] = TEXT_COLUMNS
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@
 
 import importlib.metadata
 import re
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jinja2
 import yaml
@@ -22,8 +21,8 @@ from healthslm.corpus.report import REPORT
 from healthslm.corpus.sources import UNSTATED
 from healthslm.data_card import figures
 from healthslm.data_card.figures import FIGURES, SOURCES, write_figures
+from healthslm.data_card.options import DataCardOptions
 from healthslm.data_card.statistics import (
-    BINS_PER_CONTEXT,
     Statistics,
     TokenStatistics,
     corpus_statistics,
@@ -35,7 +34,6 @@ from healthslm.data_card.statistics import (
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, read_json, replacing
-from healthslm.options import CheckedOptions, Range
 
 PAGE = "README.md"
 MAX_SOURCES = 100
@@ -60,24 +58,6 @@ REASONS = {
     "retracted": "The article was retracted.",
     "retraction_notice": "It is a notice of retraction.",
 }
-
-
-@dataclass
-class DataCardOptions(CheckedOptions):
-    """Options of `describe_corpus`."""
-
-    corpus: Path
-    """Corpus folder, written by scripts/build_corpus.py."""
-    output: Path
-    """Folder to write the card to: README.md and its figures."""
-    tokens: Path | None = None
-    """Tokenized corpus, written by scripts/tokenize_corpus.py; without it, the card leaves tokens out."""
-    context: Annotated[int, Range(at_least=BINS_PER_CONTEXT)] = 1024
-    """Context length in tokens, marked in the figure of tokens."""
-    title: str = "HealthSLM corpus"
-    """Heading of the card."""
-    names: dict[str, str] = field(default_factory=dict)
-    """Names to show for input and held-out files: {pubmed26n0001: pubmed20n0014.xml.gz}."""
 
 
 def describe_corpus(options: DataCardOptions) -> None:

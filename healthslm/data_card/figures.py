@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from healthslm.data_card.options import BINS_PER_CONTEXT
 from healthslm.data_card.statistics import (
-    BINS_PER_CONTEXT,
     BINS_PER_DOUBLING,
     Row,
     Statistics,

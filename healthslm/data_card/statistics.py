@@ -16,12 +16,12 @@ from tqdm import tqdm
 from healthslm.corpus.reader import split_files
 from healthslm.corpus.report import COUNTS, REPORT
 from healthslm.corpus.selection import MEMORY_LIMIT
+from healthslm.data_card.options import BINS_PER_CONTEXT
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.tokenization.tokens import TokenizedSplit, read_info
 
 BINS_PER_DOUBLING = 4  # of a document's length
-BINS_PER_CONTEXT = 32
 
 # All chunks of a document are in one file. `bytes` counts `document_text`, `text_bytes` the text without its title.
 # An address is something@domain.tld.

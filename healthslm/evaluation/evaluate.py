@@ -1,9 +1,6 @@
 """Evaluating a model on held-out documents."""
 
 import logging
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -11,32 +8,12 @@ from healthslm.bits_per_byte import score_documents
 from healthslm.corpus.sources import find_sources, read_rows
 from healthslm.documents import document_text
 from healthslm.errors import UserError
+from healthslm.evaluation.options import EvaluationOptions
 from healthslm.files import write_json
-from healthslm.models import Device, choose_context, open_model
-from healthslm.options import CheckedOptions, Range
+from healthslm.models import choose_context, open_model
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EvaluationOptions(CheckedOptions):
-    """Options of `evaluate`."""
-
-    model: str
-    """Folder or Hub name of a causal language model, with its tokenizer."""
-    data: list[str]
-    """Files with columns title and text (Parquet or JSON Lines), folders or patterns of them."""
-    output: Path | None = None
-    """JSON file to write the figures to."""
-    documents: Annotated[int | None, Range(at_least=1)] = None
-    """Evaluate on the first so many documents; by default on all."""
-    context: Annotated[int | None, Range(at_least=1)] = None
-    """Window in tokens; by default the model's context."""
-    batch_tokens: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
-    """Tokens of a forward pass: changes memory and speed, not the result. By default 1,024 on a CPU, 8,192 on a GPU."""
-    device: Device = "auto"
-    """Where to compute: auto takes a GPU if there is one."""
 
 
 def evaluate(options: EvaluationOptions) -> None:

@@ -15,7 +15,6 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -36,6 +35,7 @@ from healthslm.corpus.sources import Row, read_rows
 from healthslm.corpus.splits import ChunkSplitter
 from healthslm.documents import DOCUMENT_SCHEMA, document_text
 from healthslm.errors import UserError
+from healthslm.evaluation.options import FetchOptions
 from healthslm.files import file_sha256, remove_partials, replacing, write_json
 
 logger = logging.getLogger(__name__)
@@ -48,20 +48,6 @@ PAUSE = 0.35  # seconds before each request
 
 _ID = re.compile(r"pmid:[1-9][0-9]*")
 _NO_RECORDS = re.compile(rb"<PubmedArticleSet\s*(?:/>|>\s*</PubmedArticleSet>)\s*\Z")
-
-
-@dataclass
-class FetchOptions:
-    """Options of `fetch_evaluation_set`."""
-
-    ids: Path
-    """The published set: JSON Lines with id (pmid:123), part and sha256."""
-    output: Path
-    """Folder for documents.parquet, which scripts/evaluate.py reads, report.json, and NCBI's answers in xml/."""
-    email: str | None = None
-    """Your address, which NCBI asks for so as to write to you before it blocks anybody."""
-    base_url: str = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
-    """Address of the E-utilities."""
 
 
 def read_held_out_pubmed(corpus: Path) -> list[Row]:

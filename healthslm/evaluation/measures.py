@@ -15,7 +15,6 @@ Each holds, as `inputs`, what it was measured on by checksum: so a command that 
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +46,10 @@ from healthslm.evaluation.memorisation import (
     measure_matches,
 )
 from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs, similarities
+from healthslm.evaluation.options import ReleaseEvaluationOptions
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
-from healthslm.models import Device, find_device, open_model
-from healthslm.options import CheckedOptions, PositiveInt
+from healthslm.models import find_device, open_model
 from healthslm.tokenization.encoding import load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
 from healthslm.training.run_folder import CONFIG_FILE, METRICS_FILE, report_training, tokens_seen
@@ -58,44 +57,6 @@ from healthslm.training.run_folder import CONFIG_FILE, METRICS_FILE, report_trai
 logger = logging.getLogger(__name__)
 
 PUBMED_IDS = "pubmed_ids.jsonl"
-
-
-@dataclass(kw_only=True)
-class EvaluationData(CheckedOptions):
-    """What a model is measured on, and beside which others."""
-
-    corpus: Path
-    """Folder of the corpus that it was trained on: its training text, and its held-out PubMed citations."""
-    tokens: Path
-    """Folder of the same corpus as tokens."""
-    held_out: Path
-    """File of held-out abstracts, with columns title and text."""
-    pubmedqa: Path
-    """PubMedQA's test questions, as JSON Lines."""
-    beside: dict[str, str] = field(default_factory=dict)
-    """Other models, whose bits per byte on the same abstracts stand beside: their folders or Hub names, by the names to
-    show."""
-    documents: PositiveInt = 500
-    """Documents to generate, titles to ask for, and half of the documents to look for memorised text in."""
-    device: Device = "auto"
-    """Where to compute all but the speed of generation: auto takes a GPU if there is one."""
-
-
-@dataclass(kw_only=True)
-class ReleaseEvaluationOptions(EvaluationData):
-    """Options of `evaluate_release`."""
-
-    model: str
-    """Folder or Hub name of the model, with its tokenizer."""
-    output: Path
-    """Folder of the results."""
-    training: Path | None = None
-    """Folder of the run that made it, with its config.yaml and metrics.jsonl: memorised text is then looked for in the
-    part of the training text that it has read, and not in all of it."""
-    only: list[str] = field(default_factory=list)
-    """Measures to take, by the names of their files; by default all."""
-    keep: bool = False
-    """Keep what the folder of the results has of this model and this data, rather than measure it again."""
 
 
 class Tokenized(NamedTuple):

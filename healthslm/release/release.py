@@ -14,7 +14,6 @@ import filecmp
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.errors import UserError
 from healthslm.evaluation.figures import write_evaluation_figures
-from healthslm.evaluation.measures import (
-    MEASURES,
-    PUBMED_IDS,
-    EvaluationData,
-    ReleaseEvaluationOptions,
-    evaluate_release,
-    read_results,
-)
+from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, evaluate_release, read_results
+from healthslm.evaluation.options import EvaluationData, ReleaseEvaluationOptions
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
-from healthslm.models import REPOSITORY, open_model
+from healthslm.models import open_model
 from healthslm.release.card import FIGURES_FOLDER, NAME, Release, write_pages
+from healthslm.release.options import ReleaseOptions
 from healthslm.release.training_data import TrainingData, describe_training_data
 from healthslm.training.run_folder import CONFIG_FILE, TrainingReport, check_tokens, report_training, write_metrics
 
@@ -51,22 +45,6 @@ RESULTS = "results"
 HELD_OUT = "held_out"
 TRAINING = "training"
 _NOT_OF_THE_NETWORK = {"dtype", "transformers_version"}
-
-
-@dataclass(kw_only=True)
-class ReleaseOptions(EvaluationData):
-    """Options of `release`."""
-
-    run: Path = field(metadata={"positional": True})
-    """Folder of the run."""
-    model: Path | None = None
-    """Folder of the model to release; by default the run's best/."""
-    hardware: str | None = None
-    """What the model was trained on, where the run's metrics do not tell."""
-    root: Path = REPOSITORY
-    """Model repository to release into."""
-    force: bool = False
-    """Release a model that is no better than the released one."""
 
 
 def release(options: ReleaseOptions) -> None:

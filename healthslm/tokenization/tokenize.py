@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 from array import array
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -18,9 +17,10 @@ from healthslm.corpus.reader import read_texts, split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, file_sha256, naming_full_disk, read_json, write_json
-from healthslm.pipeline import Call, ExecutorOptions, Step, WorkFolder, run_steps
+from healthslm.pipeline import Call, Step, WorkFolder, run_steps
 from healthslm.tables import make_fingerprint
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.options import TokenizeOptions
 from healthslm.tokenization.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256
 
 logger = logging.getLogger(__name__)
@@ -28,18 +28,6 @@ logger = logging.getLogger(__name__)
 TOKENS_VERSION = 1
 """Version of the token arrays. Raise it after any change by which the same corpus and tokenizer give other arrays: a
 run does not resume from the work folder of another version."""
-
-
-@dataclass
-class TokenizeOptions(ExecutorOptions):
-    """Options of `tokenize_corpus`."""
-
-    corpus: Path = field(kw_only=True)
-    """Corpus folder, written by scripts/build_corpus.py."""
-    tokenizer: str = field(kw_only=True)
-    """Folder or Hub id of a fast tokenizer."""
-    output: Path = field(kw_only=True)
-    """Folder to write the tokens to."""
 
 
 def tokenize_corpus(options: TokenizeOptions) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,27 +13,14 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from healthslm.corpus.reader import count_documents, read_texts, split_files
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, replacing, write_json
-from healthslm.options import CheckedOptions, OptionError, PositiveInt
+from healthslm.options import OptionError
+from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import encode_texts
+from healthslm.tokenization.options import TokenizerOptions
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 REPORT_FILE = "training_report.json"
-
-
-@dataclass
-class TokenizerOptions(CheckedOptions):
-    """Options of `train_tokenizer`."""
-
-    corpus: Path
-    """Corpus folder, written by scripts/build_corpus.py."""
-    output: Path
-    """Folder to write the tokenizer to."""
-    vocab_size: PositiveInt = 32_000
-    """Number of tokens, including the special tokens and the 256 bytes."""
-    max_documents: PositiveInt = 1_000_000
-    """Most documents to train on; a larger corpus is sampled evenly. More text hardly changes the vocabulary."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
@@ -45,7 +31,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
             holds other files than a tokenizer.
     """
     check_output_folder(options.output, "a tokenizer", lambda folder: (folder / REPORT_FILE).exists())
-    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
+    architecture = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(model_repository()))()
     if options.vocab_size < len(architecture):
         problem = f"must be at least {len(architecture)} (the special tokens and bytes), not {options.vocab_size}"
         raise OptionError("vocab_size", problem)

@@ -4,8 +4,6 @@ Terms are found in the text itself (see `healthslm.tokenization.terms`), so they
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +15,10 @@ from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.files import write_json
 from healthslm.tokenization.encoding import encode, open_tokenizer
+from healthslm.tokenization.options import TokenizerReportOptions
 from healthslm.tokenization.terms import TERM_CLASSES, Spans, find_terms
 
 BATCH_TEXTS = 256
-
-
-@dataclass
-class TokenizerReportOptions:
-    """Options of `report_tokenizers`."""
-
-    tokenizers: list[str]
-    """Folders or Hub ids of fast tokenizers."""
-    data: list[str]
-    """Held-out text: Parquet, JSON Lines or text files, folders or patterns of them."""
-    output: Path | None = None
-    """JSON file to write the metrics to."""
 
 
 def report_tokenizers(options: TokenizerReportOptions) -> None:

@@ -6,7 +6,6 @@ is a folder, which `healthslm.training.run_folder` describes.
 
 import gc
 import logging
-import os
 import shlex
 from collections import deque
 from contextlib import closing
@@ -20,7 +19,6 @@ from accelerate import Accelerator
 from healthslm.bits_per_byte import Score, score_documents
 from healthslm.errors import Stopped, UserError
 from healthslm.files import replacing
-from healthslm.models import REPOSITORY
 from healthslm.tokenization.tokens import TOKENIZER_FOLDER
 from healthslm.training.checkpoint import (
     gather_weights,
@@ -213,6 +211,5 @@ def describe_failure(checkpoints: Path, skipped: int) -> str:
 
 
 def resume_advice(options: PretrainOptions) -> str:
-    script = os.path.relpath(REPOSITORY / "scripts/pretrain.py")
-    command = ["python", script, "--recipe", str(options.output / CONFIG_FILE), "--resume"]
+    command = ["healthslm", "pretrain", "--recipe", str(options.output / CONFIG_FILE), "--resume"]
     return f"resume with: {shlex.join(command)}"
