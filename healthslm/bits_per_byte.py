@@ -8,7 +8,7 @@ the most context that a window gives it. Divided by the document's UTF-8 bytes, 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def _window_bits(
     return (nats.double() / math.log(2)).view(targets.shape).cpu().numpy()
 
 
-def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **settings: int | bool | None) -> np.ndarray:
+def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **settings: Any) -> np.ndarray:
     """The bits that each document costs under the model: the sum of its `token_bits`, whose arguments this takes.
 
     Returns:
@@ -150,8 +150,8 @@ def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **set
 def score_documents(
     model: PreTrainedModel,
     documents: Sequence[np.ndarray],
-    document_bytes: Sequence[int],
-    **settings: int | bool | None,
+    document_bytes: Sequence[int] | np.ndarray,
+    **settings: Any,
 ) -> Score:
     """Score documents (see `document_bits`) of so many UTF-8 bytes each, as one."""
     bits = document_bits(model, documents, **settings)

@@ -8,6 +8,7 @@ model that uses its attention interface: `PACKED_DOCUMENTS` on a CPU, and `VARLE
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,9 @@ PACKED_DOCUMENTS = "packed_documents"
 VARLEN = "packed_documents_varlen"
 
 # PyTorch 2.12 and later need an argument to accept fewer key and value heads than query heads.
-_GROUPED_QUERIES = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_GROUPED_QUERIES: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) -> None:
@@ -105,7 +108,7 @@ def all_at_once(
 ) -> torch.Tensor:
     """Like `one_by_one`, by flash attention over all documents, with offsets in int32 and without dropout."""
     query, key, value = (states.contiguous() for states in (query, key, value))
-    return varlen_attn(
+    output: torch.Tensor = varlen_attn(  # type: ignore[assignment]  # a tuple only if it is asked for more
         query,
         key,
         value,
@@ -117,6 +120,7 @@ def all_at_once(
         window_size=(-1, 0),  # causal
         **_GROUPED_QUERIES,
     )
+    return output
 
 
 def packed_attention(
@@ -129,7 +133,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface: attention within documents, or PyTorch's if no offsets are given.
 

@@ -151,13 +151,13 @@ def load_optimizers(folder: Path, model: PreTrainedModel, optimizers: list[torch
     classes = _optimizer_classes(model, optimizers)
     for name in classes | saved_classes:
         if classes.get(name) != saved_classes.get(name):
-            then, now = saved_classes.get(name, "no optimizer"), classes.get(name, "no optimizer")
-            raise UserError(f"{path}: can't resume: {name} was trained by {then}, now by {now}")
+            before, now = saved_classes.get(name, "no optimizer"), classes.get(name, "no optimizer")
+            raise UserError(f"{path}: can't resume: {name} was trained by {before}, now by {now}")
     for name, parameter in model.named_parameters():
         for key, value in states[name].items():
             if value.dim() > 0 and value.shape != parameter.shape:
-                then, now = list(value.shape), list(parameter.shape)
-                raise UserError(f"{path}: can't resume: {name}.{key} has the shape {then}, the weight {now}")
+                shapes = f"has the shape {list(value.shape)}, the weight {list(parameter.shape)}"
+                raise UserError(f"{path}: can't resume: {name}.{key} {shapes}")
             states[name][key] = _placed_as(parameter, value)
     names = _names(model)
     for optimizer in optimizers:
@@ -198,7 +198,7 @@ def _names(model: PreTrainedModel) -> dict[torch.nn.Parameter, str]:
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
     """The model of the class that it had before FSDP sharded it, without weights."""
-    plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    plain_class: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         plain = plain_class(model.config)
     plain.generation_config = model.generation_config

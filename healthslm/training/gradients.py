@@ -1,6 +1,6 @@
 """The gradients of one step, accumulated over the micro-batches of each process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ def micro_batches(
     sequences: PackedSequences,
     steps: Iterable[range],
     micro_batch_size: int,
-) -> Iterator[list[MicroBatch]]:
+) -> Generator[list[MicroBatch], None, None]:
     """The micro-batches of this process for each step. A thread prepares those of the next step during a step.
 
     Args:

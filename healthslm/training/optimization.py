@@ -1,6 +1,8 @@
 """The optimizers, and which weights each learning rate applies to."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
@@ -20,8 +22,8 @@ class Muon(torch.optim.Muon):
     found_inf: torch.Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update the weights from their gradients."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the weights from their gradients. There is no closure that computes them again."""
         for group in self.param_groups:
             by_shape: defaultdict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -29,14 +31,15 @@ class Muon(torch.optim.Muon):
                     by_shape[parameter.shape].append(parameter)
             for parameters in by_shape.values():
                 self._step_of_one_shape(parameters, group)
+        return None
 
     def _step_of_one_shape(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         weights = [_local(parameter) for parameter in parameters]
         buffers = [_local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
-        gradients = torch.stack([_local(parameter.grad) for parameter in parameters])
+        gradients = torch.stack([_local(parameter.grad) for parameter in parameters if parameter.grad is not None])
         momentum = torch.stack(buffers)
         learning_rate = group["lr"]
         if self.found_inf is not None:
@@ -83,7 +86,7 @@ def orthogonalize(
 def skip_failed(optimizers: list[torch.optim.Optimizer], failed: torch.Tensor) -> None:
     """Make the next step of these optimizers do nothing if `failed`, a tensor on the device, is 1."""
     for optimizer in optimizers:
-        optimizer.found_inf = failed
+        optimizer.found_inf = failed  # type: ignore[attr-defined]  # PyTorch's fused optimizers read it
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -157,7 +160,7 @@ def make_optimizers(
     return optimizers
 
 
-def find_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
+def find_embeddings(model: PreTrainedModel) -> list[Any]:
     """The modules that hold a vector of weights for each token or position."""
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     output = model.get_output_embeddings()

@@ -1,6 +1,6 @@
 """Training sequences: a split's documents in an order set by the seed, packed into sequences of one context."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
@@ -10,7 +10,8 @@ import numpy as np
 from healthslm.errors import UserError
 from healthslm.tokenization.tokens import TokenizedSplit
 
-Argument, Result = TypeVar("Argument"), TypeVar("Result")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 class PackedSequences:
@@ -89,7 +90,7 @@ class PackedSequences:
         return order, np.cumsum(self.split.document_lengths[order])
 
 
-def prefetch(prepare: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+def prefetch(prepare: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Generator[Result, None, None]:
     """Yield `prepare` of each argument, while a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = []

@@ -7,6 +7,7 @@ type and a device but no values, and counts the bytes that the optimizers and on
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -92,9 +93,10 @@ def describe_plan(
         device: The device of each process.
     """
     parameters, trained = model.num_parameters(), sum(p.requires_grad for p in model.parameters())
-    embeddings = sum({id(module.weight): module.weight.numel() for module in find_embeddings(model)}.values())
+    embeddings = sum(weight.numel() for weight in {module.weight for module in find_embeddings(model)})
     flops, tokens = flops_per_token(model, schedule.context), schedule.total_tokens
-    micro_batch = options.micro_batch_size * schedule.context
+    size = options.micro_batch_size or 1
+    micro_batch = size * schedule.context
     micro_batches = schedule.batch_tokens // (micro_batch * processes)
     memory = memory_by_part(model, options, schedule.context, device)
     checkpoint = sum(size for part, size in memory.items() if part.startswith(("weights", "moments")))
@@ -111,7 +113,7 @@ def describe_plan(
         ("  steps", f"{len(schedule):,}", ""),
         ("  tokens of a step", f"{schedule.batch_tokens:,}", ""),
         ("  micro-batches of a step and process", f"{micro_batches:,}", ""),
-        ("  tokens of a micro-batch", f"{micro_batch:,}", f"{options.micro_batch_size} x {schedule.context:,}"),
+        ("  tokens of a micro-batch", f"{micro_batch:,}", f"{size} x {schedule.context:,}"),
         ("  operations", f"{flops * tokens:,}", _human(flops * tokens, "FLOP")),
         ("memory of a process, bytes", "", ""),
         *((f"  {part}", f"{size:,}", _human(size, "B")) for part, size in memory.items()),
@@ -160,7 +162,7 @@ def memory_by_part(
     - logits and temporaries: the rest at the peak, mostly the logits and their gradient, whole or, if the model takes
       `skip_logits`, of one chunk.
     """
-    size, autocast, fake_mode = options.micro_batch_size, bf16_autocast(device), FakeTensorMode()
+    size, autocast, fake_mode = options.micro_batch_size or 1, bf16_autocast(device), FakeTensorMode()
     after_decoder: list[int] = []
     with fake_mode, device:
         fake = type(model)(model.config).train()
@@ -171,7 +173,7 @@ def memory_by_part(
             optimizer.step()
         ids = torch.zeros(size, context, dtype=torch.long)
     # Transformers can't read the values of fake `position_ids`, so it builds the mask that several documents need.
-    batch = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
+    batch: dict[str, Any] = {"input_ids": ids, "position_ids": ids, "labels": ids, "use_cache": False}
     if accepts(fake, "skip_logits"):
         batch["skip_logits"] = True
     attention = fake.config._attn_implementation
@@ -202,7 +204,7 @@ class _LiveBytes(TorchDispatchMode):
         super().__init__()
         self.fake_mode, self.now, self.peak = fake_mode, 0, 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _tensors((args, kwargs))
         is_real = given and not any(isinstance(tensor, FakeTensor) for tensor in given)
         with nullcontext() if is_real else self.fake_mode:
