@@ -125,15 +125,16 @@ def _read_path(text: str, start: Path) -> Path:
 def _spell_out(options_class: type, arguments: Sequence[str]) -> list[str]:
     """The arguments as jsonargparse reads them: lists as JSON, switches with a value, the recipe before the others."""
     types = typing.get_type_hints(options_class)
+    fields = dataclasses.fields(options_class)
+    positional = [as_flag(field.name) for field in fields if field.metadata.get("positional")]
     groups: list[list[str]] = []
-    if arguments and not arguments[0].startswith("-"):
-        fields = dataclasses.fields(options_class)
-        groups.append([as_flag(field.name) for field in fields if field.metadata.get("positional")])
     for argument in arguments:
         if argument.startswith("--") or argument == "-h":
             groups.append([argument])
-        else:
+        elif groups:
             groups[-1].append(argument)
+        else:
+            groups.append([*positional, argument])
     for group in groups:
         kind = types.get(group[0].removeprefix("--").replace("-", "_"))
         parts = (kind, *typing.get_args(kind))
@@ -161,6 +162,8 @@ def _explain(problem: str, options_class: type, arguments: Sequence[str]) -> str
     if of_command_line := re.fullmatch(r"argument (--.*)|(unrecognized arguments: .*)", problem):
         return of_command_line[1] or of_command_line[2]
     problem = re.sub(r'Parser key "recipe":\s|in "<unicode string>", ', "", problem)
+    problem = re.sub(r"(?s)Unexpected config: .*", "expected lines `option: value`", problem)
+    problem = problem.replace("Problems parsing config", "not valid YAML")
     return " ".join(f"{_recipe(arguments)}: {problem}".split())
 
 

@@ -148,6 +148,7 @@ def test_a_positional_option_can_be_written_without_its_name_or_in_a_recipe(tmp_
         (["--step", "1"], "unknown option '--step', did you mean '--steps'?"),
         (["--recip", "x"], "unknown option '--recip', did you mean '--recipe'?"),
         (["--steps", "1", "stray"], "unrecognized arguments: stray"),
+        (["-x"], "unrecognized arguments: -x"),
         (["--steps"], "--steps: expected one argument"),
         (["--steps", "two"], "--steps: expected int | None, got two"),
         (["--steps", "2.5"], "--steps: expected int | None, got 2.5"),
@@ -173,8 +174,8 @@ def test_a_mistake_on_the_command_line_is_named(arguments: list[str], message: s
         ("steps: 1.5", "steps: expected int | None, got 1.5"),
         ("output: 3", "output: expected Path"),
         ("betas: [1, 2, 3]", "betas: expected tuple[float, float], got [1, 2, 3]"),
-        ("- steps", "Unexpected config: - steps"),
-        ("steps: [1", "Problems parsing config: .* line 1, column 8.*"),
+        ("- steps", "expected lines `option: value`"),
+        ("steps: [1", "not valid YAML: .* line 1, column 8.*"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named_with_the_recipe(tmp_path: Path, text: str, message: str) -> None:
