@@ -1,4 +1,4 @@
-"""Measure a model's bits per byte: python scripts/evaluate.py --model runs/NAME/best --data corpus/validation"""
+"""Measure the bits per byte of a model: python scripts/evaluate.py --model runs/NAME/best --data corpus/validation"""
 
 from command_line import run
 from healthslm.evaluation.evaluate import EvaluationOptions, evaluate

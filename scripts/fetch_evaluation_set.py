@@ -1,4 +1,4 @@
-"""Fetch the held-out documents from NCBI: python scripts/fetch_evaluation_set.py --ids FILE.jsonl --output held-out"""
+"""Download the held-out PubMed citations: python scripts/fetch_evaluation_set.py --ids FILE.json --output held-out"""
 
 from command_line import run
 from healthslm.evaluation.evaluation_set import FetchOptions, fetch_evaluation_set

@@ -1,4 +1,4 @@
-"""Release the model of a run: python scripts/release.py runs/NAME --recipe configs/evaluation.yaml"""
+"""Release the model of a training run: python scripts/release.py runs/NAME --recipe configs/evaluation.yaml"""
 
 from command_line import run
 from healthslm.release.release import ReleaseOptions, release

@@ -14,7 +14,7 @@ from healthslm.evaluation.generation_quality import (
     generate_titles,
     score_titles,
 )
-from healthslm.evaluation.intervals import mean
+from healthslm.statistics import mean
 from healthslm.tokenization.encoding import encode_texts
 
 

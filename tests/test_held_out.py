@@ -1,4 +1,4 @@
-"""Bits per byte of held-out documents: what each figure is, what it does not depend on, and what stands beside it."""
+"""Bits per byte of held-out documents: definitions, what they don't depend on, and xz as a baseline."""
 
 import itertools
 import json
@@ -19,15 +19,15 @@ from healthslm.evaluation.bits_per_byte import token_bits
 from healthslm.evaluation.held_out import (
     FEWEST_DOCUMENTS,
     SECTIONS,
-    bootstrap_interval,
     measure_held_out,
     measure_model,
     section_costs,
     token_ends,
-    untrained_network,
+    untrained_model,
     xz_bits_per_byte,
 )
 from healthslm.models import make_model
+from healthslm.statistics import bootstrap_interval
 from healthslm.training.checkpoint import save_model
 
 # Characters of one to four bytes, in both halves of the document.
@@ -243,7 +243,7 @@ def test_the_result_is_json_and_its_small_groups_have_no_interval(measured):
 
 
 def test_nothing_to_measure_on_is_an_error(model, tokenizer):
-    with pytest.raises(UserError, match="no held-out document"):
+    with pytest.raises(UserError, match="no held-out documents to evaluate on"):
         measure_held_out(model, tokenizer, [])
 
 
@@ -305,12 +305,12 @@ def test_the_untrained_network_is_the_same_one_and_knows_nothing(tokenizer, docu
     fresh = make_model(TINY_MODEL)
     trained = make_model(TINY_MODEL)
     state = torch.random.get_rng_state()
-    network = untrained_network(trained)
+    untrained = untrained_model(trained)
     assert torch.equal(torch.random.get_rng_state(), state)
-    for name, weights in network.state_dict().items():
+    for name, weights in untrained.state_dict().items():
         assert torch.equal(weights, fresh.state_dict()[name]), name
-    assert not torch.equal(network.get_input_embeddings().weight, trained.get_input_embeddings().weight)
-    result = measure_held_out(network, tokenizer, documents, **FEW)
+    assert not torch.equal(untrained.get_input_embeddings().weight, trained.get_input_embeddings().weight)
+    result = measure_held_out(untrained, tokenizer, documents, **FEW)
     assert result["nats_per_token"] == pytest.approx(math.log(len(tokenizer)), rel=0.02)
     assert result["bits_per_byte"] * result["bytes"] / result["tokens"] == pytest.approx(
         math.log2(len(tokenizer)), rel=0.02

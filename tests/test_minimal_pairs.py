@@ -12,7 +12,6 @@ import torch
 from small_model import byte_tokenizer, small_model
 
 from healthslm.corpus.sources import read_rows
-from healthslm.evaluation.intervals import share
 from healthslm.evaluation.minimal_pairs import (
     KINDS,
     Term,
@@ -24,6 +23,7 @@ from healthslm.evaluation.minimal_pairs import (
     similarities,
 )
 from healthslm.evaluation.sentences import sentence_end
+from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts
 from healthslm.tokenization.terms import TERM_CLASSES
 

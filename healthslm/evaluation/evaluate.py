@@ -1,4 +1,4 @@
-"""Evaluating a model on held-out documents."""
+"""Evaluate a model on held-out documents."""
 
 import logging
 from dataclasses import dataclass, field
@@ -26,24 +26,25 @@ class EvaluationOptions(CheckedOptions):
     model: str
     """Folder or Hub name of a causal language model, with its tokenizer."""
     data: list[str]
-    """Files with columns title and text (Parquet or JSON Lines), folders or patterns of them."""
+    """Parquet or JSON Lines files with columns `title` and `text`, or folders or glob patterns of such files."""
     output: Path | None = None
-    """JSON file to write the figures to."""
+    """JSON file to write the results to."""
     documents: Annotated[int | None, Range(at_least=1)] = None
-    """Evaluate on the first so many documents; by default on all."""
+    """Number of documents to evaluate on, from the first one. By default all."""
     context: Annotated[int | None, Range(at_least=1)] = None
-    """Window in tokens; by default the model's context."""
+    """Maximum window in tokens. By default the model's context."""
     batch_tokens: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
-    """Tokens of a forward pass: changes memory and speed, not the result. By default 1,024 on a CPU, 8,192 on a GPU."""
+    """Tokens of a forward pass. It changes memory and speed but not the result. By default 1,024 on a CPU and 8,192 on
+    a GPU."""
     device: Device = "auto"
-    """Where to compute: auto takes a GPU if there is one."""
+    """Device to run on. `auto` uses a GPU if there is one."""
 
 
 def evaluate(options: EvaluationOptions) -> None:
     """Measure loss, perplexity and bits per byte of a model on documents.
 
     Raises:
-        UserError: There is no such model, tokenizer, document or device.
+        UserError: There is no such model, tokenizer or device, or there are no documents.
     """
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model, options.device)
@@ -55,7 +56,7 @@ def evaluate(options: EvaluationOptions) -> None:
         if row.get("text")
     ][: options.documents]
     if not texts:
-        raise UserError(f"{' '.join(options.data)}: no document in a column `text`")
+        raise UserError(f"{' '.join(options.data)}: no documents with a column `text`")
     documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)]
     score = score_documents(
         model,
@@ -69,7 +70,7 @@ def evaluate(options: EvaluationOptions) -> None:
     if options.output is not None:
         write_json(options.output, result)
     logger.info(
-        "%s: %.4f bits per byte, loss %.4f, perplexity %.2f, on %d documents of %d tokens and %d bytes",
+        "%s: %.4f bits per byte, loss %.4f, perplexity %.2f on %d documents (%d tokens, %d bytes)",
         *(options.model, score.bits_per_byte, score.loss, score.perplexity),
         *(score.documents, score.tokens, score.bytes),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from healthslm.evaluation.intervals import Z, mean, share
+from healthslm.statistics import Z, mean, share
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (512.5, 1000), (1, 1)])

@@ -8,8 +8,8 @@ import torch
 from networks import random_ids
 from small_model import small_model
 
-from healthslm.evaluation.intervals import mean, share
-from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_bits, measure_matches
+from healthslm.evaluation.memorization import choose_openings, continue_greedily, measure_bits, measure_matches
+from healthslm.statistics import mean, share
 
 SEPARATOR = 0
 
