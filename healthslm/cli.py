@@ -85,14 +85,14 @@ COMMANDS = {
     ),
     "fetch-evaluation-set": Command(
         "Download the held-out documents from NCBI",
-        "--ids results/pubmed_ids.jsonl --output held-out",
+        "--ids results/pubmed_ids.json --output held-out",
         "healthslm.evaluation.evaluation_set:fetch_evaluation_set",
         "healthslm.evaluation.options:FetchOptions",
     ),
     "evaluate-release": Command(
         "Run every evaluation in the model card",
         "--recipe configs/evaluation.yaml --model . --output results",
-        "healthslm.evaluation.measures:evaluate_release",
+        "healthslm.evaluation.metrics:evaluate_release",
         "healthslm.evaluation.options:ReleaseEvaluationOptions",
     ),
     "release": Command(

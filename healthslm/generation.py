@@ -1,4 +1,4 @@
-"""Writing text with a model."""
+"""Generate text with a causal language model."""
 
 import logging
 import sys
@@ -14,34 +14,34 @@ from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separa
 
 logger = logging.getLogger(__name__)
 
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-"""Arguments of `generate` that always take the likeliest token, without a warning about the others."""
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+"""Arguments of Transformers' `generate` for greedy decoding, without warnings about unused sampling options."""
 
-NOTICE = "Machine-written text, for research only: it is not medical advice, and its statements are often false."
+NOTICE = "Generated text, for research only. It is not medical advice, and its statements are often false."
 
 
 def generate(options: GenerationOptions) -> None:
-    """Continue prompts, streaming to standard output.
+    """Continue prompts and stream the text to standard output.
 
     Raises:
-        UserError: There is no such model, device or prompt file, both kinds of prompt are given, or a prompt is longer
-            than the model's context.
+        UserError: There is no such model, device or prompt file, both kinds of prompts are given, or a prompt exceeds
+            the model's context.
     """
     if options.prompt is not None and options.prompts is not None:
-        raise UserError("give --prompt or --prompts, not both")
+        raise UserError("--prompt and --prompts exclude each other: give one of them")
     prompts = [options.prompt or ""]
     if options.prompts is not None:
         prompts = options.prompts.read_text(encoding="utf-8").splitlines()
     if not prompts:
-        raise UserError(f"{options.prompts}: no prompts in this file")
+        raise UserError(f"{options.prompts}: this file contains no prompts")
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model, options.device)
-    # A document begins behind the separator: so the model has learnt it.
+    # In training, each document follows the separator.
     inputs = [[separator_id(tokenizer), *ids] for ids in encode_texts(tokenizer, prompts)]
     context = model.config.max_position_embeddings
     check_prompts(inputs, context)
     if max(map(len, inputs)) + options.max_new_tokens > context:
-        logger.info("text ends at the model's context, %d tokens with the prompt", context)
+        logger.info("the text ends at the model's context of %d tokens, including the prompt", context)
     set_seed(options.seed)
     sampling = GREEDY
     if options.temperature > 0:
@@ -69,16 +69,19 @@ def generate(options: GenerationOptions) -> None:
 
 
 def check_prompts(prompts: list[list[int]], context: int) -> None:
-    """Refuse prompts, as tokens behind the separator, that leave no room in the context for a new token.
+    """Check that the context has room for each prompt and at least one new token.
+
+    Args:
+        prompts: Token ids of each prompt, starting with the separator.
 
     Raises:
-        UserError: One is too long; says which, and by how much.
+        UserError: A prompt is too long.
     """
     for number, ids in enumerate(prompts, start=1):
         if len(ids) >= context:
             raise UserError(
-                f"prompt {number} has {len(ids) - 1} tokens, but at most {context - 2} fit: the model's context of "
-                f"{context} also holds the separator in front and a new token"
+                f"prompt {number} has {len(ids) - 1} tokens, but the limit is {context - 2}: the model's context of "
+                f"{context} also holds the separator and a new token"
             )
 
 
@@ -91,11 +94,13 @@ def continue_prompts(
     mask: torch.Tensor | None = None,
     **settings: Any,
 ) -> torch.Tensor:
-    """What a model writes behind prompts (batch, length), ended and filled up by the separator.
+    """Generate the continuations of a batch of prompts.
 
     Args:
-        mask: (batch, length), 0 for padding; None where there is none.
-        settings: Further arguments of `generate`, such as `GREEDY`.
+        prompts: (batch, length), token ids.
+        separator: Token id that ends a document and pads the result.
+        mask: (batch, length), 0 for padding; None if there is no padding.
+        settings: Further arguments of Transformers' `generate`, such as `GREEDY`.
 
     Returns:
         (batch, new tokens), on the CPU.

@@ -1,4 +1,4 @@
-"""Options of generation, which import nothing heavy, so that `--help` is quick."""
+"""Options of generation. They import nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,18 @@ class GenerationOptions(CheckedOptions):
     model: str
     """Folder or Hub name of a causal language model, with its tokenizer."""
     prompt: str | None = None
-    """Text to continue; none, or empty, begins a document."""
+    """Text to continue. By default, the model begins a new document."""
     prompts: Path | None = None
-    """File of prompts, one a line, in the place of a single prompt."""
+    """Text file with one prompt per line. Use it instead of `prompt`."""
     max_new_tokens: PositiveInt = 200
-    """Tokens to write at most; a document may end before."""
+    """Maximum number of tokens to generate. A document may end earlier."""
     temperature: NonNegativeFloat = 0.8
-    """Divides the logits: below 1 is bolder in what is likely, 0 always takes the likeliest token."""
+    """Sampling temperature. Lower values make likely tokens more likely; 0 is greedy decoding."""
     top_k: NonNegativeInt = 50
-    """Choose among so many of the likeliest tokens; 0 among all."""
+    """Sample from the `top_k` most likely tokens; 0 for all tokens."""
     top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
-    """Choose among the likeliest tokens that have so much probability together."""
+    """Sample from the most likely tokens whose probabilities add up to `top_p`."""
     seed: Seed = 0
-    """Of the random choice."""
+    """Random seed for sampling."""
     device: Device = "auto"
-    """Where to compute: auto takes a GPU if there is one."""
+    """Device to run on. `auto` uses a GPU if there is one."""

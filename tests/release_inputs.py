@@ -1,4 +1,4 @@
-"""What tests evaluate and release, and on what: a small network, abstracts with terms in them, and questions."""
+"""Inputs of tests of evaluation and release: a small model, abstracts with biomedical terms, and questions."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ from typing import Any
 NETWORK = {
     "model_type": "healthslm",
     "vocab_size": 512,
-    "hidden_size": 64,  # rows of whole blocks of 64 weights, as four bits want them
+    "hidden_size": 64,  # a multiple of 64, the block size of 4-bit quantization
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -45,7 +45,7 @@ def question_rows() -> list[dict[str, Any]]:
 
 
 def write_inputs(folder: Path) -> dict[str, Path]:
-    """Write the files that the options `held_out` and `pubmedqa` name."""
+    """Write the files for the options `held_out` and `pubmedqa`."""
     files = {"held_out": folder / "abstracts.jsonl", "pubmedqa": folder / "questions.jsonl"}
     for path, rows in zip(files.values(), (held_out_rows(), question_rows()), strict=True):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Bits per byte: its definition, and what it does not depend on."""
+"""Bits per byte: the definition, and what it does not depend on."""
 
 import math
 
@@ -33,7 +33,7 @@ def documents() -> list[np.ndarray]:
 
 
 def bits_one_token_at_a_time(model, tokens: np.ndarray) -> float:
-    """The definition by itself: token i is predicted in the first window of 0, 8, 16, … that reaches it."""
+    """The definition: token i is predicted in the first window of 0, 8, 16, … that reaches it."""
     bits = 0.0
     for target in range(1, len(tokens)):
         start = 0
@@ -50,29 +50,29 @@ def test_bits_are_those_of_one_token_at_a_time(model, documents):
     np.testing.assert_allclose(document_bits(model, documents), expected, rtol=1e-5)
 
 
-def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(model, documents):
-    ignorant = type(model)(model.config)
+def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary_per_token(model, documents):
+    uniform = type(model)(model.config)
     with torch.no_grad():
-        for parameter in ignorant.parameters():
+        for parameter in uniform.parameters():
             parameter.zero_()
     expected = [(len(document) - 1) * math.log2(VOCAB) for document in documents]
-    np.testing.assert_allclose(document_bits(ignorant, documents), expected, rtol=1e-6)
+    np.testing.assert_allclose(document_bits(uniform, documents), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
-def test_batch_size_and_padding_change_nothing(model, documents, batch_tokens):
+def test_batch_size_and_padding_do_not_change_the_result(model, documents, batch_tokens):
     alone = np.concatenate([document_bits(model, [document]) for document in documents])
     np.testing.assert_allclose(document_bits(model, documents, batch_tokens=batch_tokens), alone, rtol=1e-5)
 
 
-def test_order_changes_nothing(model, documents):
+def test_order_does_not_change_the_result(model, documents):
     order = np.random.default_rng(1).permutation(len(documents))
     shuffled = document_bits(model, [documents[i] for i in order])
     np.testing.assert_allclose(shuffled, document_bits(model, documents)[order], rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 50])
-def test_processes_share_the_windows_and_take_as_many_forward_passes(model, documents, num_processes):
+def test_processes_share_the_windows_with_equal_numbers_of_forward_passes(model, documents, num_processes):
     passes: list[int] = []
 
     def bits(**place: int) -> np.ndarray:

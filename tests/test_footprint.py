@@ -1,4 +1,4 @@
-"""What a model takes: sizes that follow from its parameters, and the median of timed runs."""
+"""The footprint of a model: sizes that follow from its parameters, and the median of timed runs."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from transformers import GenerationMixin
 from healthslm.evaluation import footprint
 from healthslm.evaluation.footprint import measure_sizes, measure_speed
 
-# Rows of whole blocks of 64 weights, as four bits want them.
+# Matrices whose rows are multiples of 64 weights, the block size of 4-bit quantization.
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
 EMBEDDING = 512 * 64
-NORMS = 64 * 5  # two in each of two layers, one behind them
+NORMS = 64 * 5  # two in each of two layers and a final one
 QUERIES, KEYS_AND_VALUES = 64 * 64, 2 * 64 * 64
 MATRICES = 2 * (2 * QUERIES + KEYS_AND_VALUES + 3 * 64 * 128)  # fourteen
-BUFFERS = 2 * 16  # the rotary embedding's frequencies, as they are and as they began
+BUFFERS = 2 * 16  # the rotary embedding's frequencies, current and original
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +30,30 @@ def test_sizes_follow_from_the_parameters_and_their_bytes(folder):
     for name, bytes_each in (("fp32", 4), ("bf16", 2)):
         sizes = result["precisions"][name]
         weights = bytes_each * result["parameters"]
-        assert weights < sizes["file_bytes"] < weights + 8192  # a header with names and places
+        assert weights < sizes["file_bytes"] < weights + 8192  # plus a header with names and offsets
         assert weights <= sizes["memory_bytes"] <= weights + 4 * BUFFERS
 
 
-def test_quantised_sizes_are_those_of_the_matrices_in_fewer_bits(folder):
+def test_quantized_sizes_follow_from_the_bits_of_the_matrices(folder):
     pytest.importorskip("bitsandbytes")
     precisions = measure_sizes(folder)["precisions"]
     unquantised = 2 * (EMBEDDING + NORMS)
     for name, bits in (("int8", 8), ("nf4", 4)):
         least = unquantised + MATRICES * bits / 8
-        # Names, tables and scales of fourteen matrices come on top in the file.
+        # The file also contains names, tables and scales of fourteen matrices.
         assert least < precisions[name]["file_bytes"] < least + 14 * 2200
         assert least <= precisions[name]["memory_bytes"] <= least + 4 * BUFFERS
     assert list(precisions) == ["fp32", "bf16", "int8", "nf4"]
 
 
-def test_without_bitsandbytes_two_precisions_are_left(folder, monkeypatch):
+def test_without_bitsandbytes_only_two_precisions_are_measured(folder, monkeypatch):
     monkeypatch.setattr(footprint, "is_bitsandbytes_available", lambda: False)
     assert list(measure_sizes(folder)["precisions"]) == ["fp32", "bf16"]
 
 
-def test_speed_is_the_median_of_three_runs_that_write_all_tokens(folder, monkeypatch):
+def test_speed_is_the_median_of_three_runs_of_full_length(folder, monkeypatch):
     monkeypatch.setattr(footprint, "NEW_TOKENS", 12)
-    runs = [100, 1, 4, 2] * 2  # seconds: the first of each precision warms up
+    runs = [100, 1, 4, 2] * 2  # seconds; the first run of each precision is the warm-up
     clock = iter([moment for run in range(8) for moment in (sum(runs[:run]), sum(runs[: run + 1]))])
     monkeypatch.setattr(footprint, "perf_counter", lambda: next(clock))
     generate, written = GenerationMixin.generate, []

@@ -1,4 +1,4 @@
-"""Evaluating and generating by their scripts, on a model made for it."""
+"""The scripts that evaluate a model and generate text."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def model_folder(sample_folders, tmp_path_factory):
     return folder
 
 
-def test_evaluating_a_corpus_gives_the_figures_of_its_tokens(model_folder, sample_folders, run_script, tmp_path):
+def test_evaluating_a_corpus_gives_the_result_for_its_tokens(model_folder, sample_folders, run_script, tmp_path):
     done = run_script(
         "evaluate",
         "--model",
@@ -42,7 +42,7 @@ def test_evaluating_a_corpus_gives_the_figures_of_its_tokens(model_folder, sampl
     assert f"{expected['bits_per_byte']:.4f} bits per byte" in done.stderr
 
 
-def test_greedy_text_takes_the_likeliest_token_each_time(model_folder, run_script):
+def test_greedy_decoding_takes_the_most_likely_token_each_time(model_folder, run_script):
     done = run_script(
         "generate", "--model", model_folder, "--prompt", "Vitamin", "--temperature", 0, "--max-new-tokens", 8
     )
@@ -58,7 +58,7 @@ def test_greedy_text_takes_the_likeliest_token_each_time(model_folder, run_scrip
     assert done.stdout.rstrip("\n") == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\n")
 
 
-def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder, run_script_here, tmp_path):
+def test_the_seed_decides_the_text(model_folder, run_script_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
     texts = [
         run_script_here(
@@ -78,12 +78,12 @@ def test_a_seed_gives_the_same_text_again_and_another_seed_another(model_folder,
     assert "Vitamin D" in texts[0] and "The patients" in texts[0]
 
 
-def test_text_stops_at_the_context_of_the_model_and_says_so_once(model_folder, run_script_here, tmp_path):
+def test_text_ends_at_the_context_of_the_model_with_one_message(model_folder, run_script_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
     arguments = ["--model", model_folder, "--prompts", tmp_path / "prompts.txt", "--temperature", 0]
     longer = run_script_here("generate", *arguments, "--max-new-tokens", 10_000)
     assert longer.returncode == 0, longer.stderr
-    assert longer.stderr.count("text ends at the model's context, 64 tokens with the prompt") == 1
+    assert longer.stderr.count("the text ends at the model's context of 64 tokens, including the prompt") == 1
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     fitting = 64 - 1 - len(tokenizer.encode("Vitamin D", add_special_tokens=False))
     model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=True)
@@ -99,13 +99,13 @@ def test_text_stops_at_the_context_of_the_model_and_says_so_once(model_folder, r
 
 
 def test_the_longest_prompt_that_fits_leaves_room_for_one_token(model_folder, run_script_here, tmp_path):
-    """62 tokens, the separator and a new token are the context of 64."""
+    """62 tokens, the separator and a new token fill the context of 64."""
     assert len(AutoTokenizer.from_pretrained(model_folder).encode("@" * 62, add_special_tokens=False)) == 62
     for length, status in ((62, 0), (63, 1)):
         (tmp_path / "prompts.txt").write_text("@" * length + "\n")
         done = run_script_here("generate", "--model", model_folder, "--prompts", tmp_path / "prompts.txt")
         assert done.returncode == status, done.stderr
-    message = "error: prompt 1 has 63 tokens, but at most 62 fit: the model's context of 64 also holds the separator"
+    message = "error: prompt 1 has 63 tokens, but the limit is 62: the model's context of 64 also holds the separator"
     assert done.stderr.splitlines()[-1].startswith(message) and done.stdout == ""
 
 
@@ -114,7 +114,7 @@ def test_generated_text_comes_with_a_warning(model_folder, run_script_here):
     assert "not medical advice" in done.stderr
 
 
-def test_a_context_longer_than_the_model_s_is_refused_with_both(model_folder, sample_folders, run_script):
+def test_a_context_that_exceeds_the_model_s_is_refused(model_folder, sample_folders, run_script):
     data = sample_folders.corpus / "validation"
     done = run_script("evaluate", "--model", model_folder, "--data", data, "--context", 512)
     assert done.returncode == 2
@@ -126,16 +126,16 @@ def test_a_context_longer_than_the_model_s_is_refused_with_both(model_folder, sa
     ("script", "arguments", "message"),
     [
         ("generate", ["--model", "no-such-folder"], "no-such-folder"),
-        ("generate", ["--model", "{model}", "--prompt", "a", "--prompts", "b"], "not both"),
+        ("generate", ["--model", "{model}", "--prompt", "a", "--prompts", "b"], "exclude each other"),
         ("generate", ["--model", "{model}", "--prompts", "no-such-file"], "no-such-file"),
         ("evaluate", ["--model", "{model}", "--data", "no-such-file.parquet"], "no-such-file.parquet"),
         ("evaluate", ["--model", "no-such-folder", "--data", "x.parquet"], "no-such-folder"),
-        ("generate", ["--model", "{model}", "--prompts", os.devnull], "no prompts in this file"),
+        ("generate", ["--model", "{model}", "--prompts", os.devnull], "this file contains no prompts"),
         ("evaluate", ["--model", "{model}", "--data", "x.parquet", "--device", "cuda"], "--device cuda: PyTorch "),
         ("generate", ["--model", "{model}", "--device", "cuda"], "finds no GPU here; use --device cpu"),
     ],
 )
-def test_mistakes_are_told_in_one_line(model_folder, run_script_here, monkeypatch, script, arguments, message):
+def test_mistakes_are_reported_in_one_line(model_folder, run_script_here, monkeypatch, script, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = run_script_here(script, *[argument.format(model=model_folder) for argument in arguments])
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Generated documents and titles: against counts of tuples of words, ROUGE by hand, and generation step by step."""
+"""Generated documents and titles, checked with tuples of words, ROUGE by hand, and generation token by token."""
 
 import random
 
@@ -14,7 +14,7 @@ from healthslm.evaluation.generation_quality import (
     generate_titles,
     score_titles,
 )
-from healthslm.evaluation.intervals import mean
+from healthslm.statistics import mean
 from healthslm.tokenization.encoding import encode_texts
 
 
@@ -42,33 +42,33 @@ def random_texts(count: int, words: int, vocabulary: str, seed: int) -> list[str
     return [" ".join(choose.choices(vocabulary, k=choose.randint(words // 2, words))) for _ in range(count)]
 
 
-def test_figures_are_those_of_tuples_of_words(tokenizer):
+def test_metrics_equal_those_of_tuples_of_words(tokenizer):
     generated, human = random_texts(6, 80, "abc", seed=1), random_texts(8, 60, "abcdefgh", seed=2)
-    # Pieces of both, so that some n-grams stand in the training text.
+    # Pieces of both sets, so that some n-grams occur in the training text.
     training = [text[20:70] for text in generated[:4] + human[:2]] + random_texts(50, 60, "abcdefgh", seed=3)
     result = describe(tokenizer, generated, human, training)
 
     assert list(result) == ["generated", "human"]
     for name, texts in (("generated", generated), ("human", human)):
-        figures = result[name]
-        assert figures["documents"] == len(texts)
-        assert figures["words"] == mean(np.array([len(text.split()) for text in texts]))
-        assert figures["tokens"] == mean(np.array([len(text) for text in texts]))
+        found = result[name]
+        assert found["documents"] == len(texts)
+        assert found["words"] == mean(np.array([len(text.split()) for text in texts]))
+        assert found["tokens"] == mean(np.array([len(text) for text in texts]))
         repeated = [1 - len(set(tuples(text, 4))) / len(tuples(text, 4)) for text in texts]
-        assert figures["repeated_4grams"] == mean(np.array(repeated))
+        assert found["repeated_4grams"] == mean(np.array(repeated))
         for n in (1, 2, 3):
             both = [[gram for text in texts for gram in tuples(text, n)] for texts in (generated, human)]
             compared = min(map(len, both))
             grams = both[0 if name == "generated" else 1][:compared]
-            assert figures["distinct"][str(n)] == len(set(grams)) / compared
+            assert found["distinct"][str(n)] == len(set(grams)) / compared
         for n in (8, 13):
             known = {gram for text in training for gram in tuples(text, n)}
             shares = [np.mean([gram in known for gram in tuples(text, n)]) for text in texts]
             assert 0 < sum(shares) < len(shares)
-            assert figures["in_training"][str(n)]["mean"] == pytest.approx(np.mean(shares))
+            assert found["in_training"][str(n)]["mean"] == pytest.approx(np.mean(shares))
 
 
-def test_a_text_that_repeats_itself_is_told(tokenizer):
+def test_repetition_is_counted_within_a_document_and_without_case(tokenizer):
     result = describe(
         tokenizer, ["One two three four, one TWO three four.", "One two."], ["One two three four five."] * 2
     )
@@ -82,7 +82,7 @@ def test_both_sets_are_cut_to_the_same_length(tokenizer):
     assert result["human"]["words"]["mean"] == 5
 
 
-def test_documents_are_sampled_as_the_script_samples(model, tokenizer):
+def test_documents_are_sampled_with_the_defaults_of_the_script(model, tokenizer):
     documents = generate_documents(model, tokenizer, count=5, max_tokens=30, batch_size=3, seed=7)
     set_seed(7)
     expected = []
@@ -100,7 +100,7 @@ def test_documents_are_sampled_as_the_script_samples(model, tokenizer):
     assert len(documents) == 5 and len({tuple(document) for document in documents}) == 5
 
 
-def test_a_seed_gives_the_same_documents_again_and_another_seed_others(model, tokenizer):
+def test_the_seed_decides_the_documents(model, tokenizer):
     first, again, other = (generate_documents(model, tokenizer, 3, max_tokens=12, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
@@ -109,10 +109,10 @@ ABSTRACTS = ["We gave aspirin. It helped.", "A.", "Aims: to see whether sleep is
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_titles_are_the_likeliest_line_behind_the_question_in_any_batch(model, tokenizer, batch_size):
+def test_titles_are_the_greedy_line_after_the_prompt_for_any_batch_size(model, tokenizer, batch_size):
     expected = []
     for abstract in ABSTRACTS:
-        # 256 tokens of context, less 48 for the title, 7 of the question and the separator: 200 bytes of the abstract.
+        # 256 tokens of context minus 48 for the title, 7 for the prompt and the separator leave 200 for the abstract.
         prompt = [0, *encode_texts(tokenizer, [abstract[:200] + "\nTitle:"])[0]]
         ids = list(prompt)
         for _ in range(48):
@@ -126,17 +126,17 @@ def test_titles_are_the_likeliest_line_behind_the_question_in_any_batch(model, t
     assert len(set(expected)) == len(expected)
 
 
-def test_rouge_of_titles_is_that_counted_by_hand():
+def test_rouge_of_titles_equals_that_counted_by_hand():
     titles = ["Sleep helps the heart", "Aspirin in stroke"]
     generated = ["sleep helps", ""]
     abstracts = ["The heart sleeps. It helps.", "Aspirin in stroke: a trial of 9. Yes."]
     result = score_titles(generated, titles, abstracts)
     assert result["documents"] == 2 and result["prompt"] == "\nTitle:"
     # "sleep helps": precision 1 and recall 2/4 in words, 1 and 1/3 in pairs of words; nothing scores 0.
-    of_generated = {name: figures["mean"] for name, figures in result["generated"].items()}
+    of_generated = {name: found["mean"] for name, found in result["generated"].items()}
     assert of_generated == pytest.approx({"rouge1": (2 / 3) / 2, "rouge2": (1 / 2) / 2, "rougeL": (2 / 3) / 2})
     # "the heart sleep(s)": 3 of 3 and of 4 words, 1 of 2 and of 3 pairs, "the heart" in order; then 3 of 7 and of 3.
-    first = {name: figures["mean"] for name, figures in result["first_sentence"].items()}
+    first = {name: found["mean"] for name, found in result["first_sentence"].items()}
     assert first == pytest.approx(
         {"rouge1": (6 / 7 + 6 / 10) / 2, "rouge2": (2 / 5 + 4 / 8) / 2, "rougeL": (4 / 7 + 6 / 10) / 2}
     )

@@ -1,6 +1,5 @@
-"""Bits per byte of held-out documents: what each figure is, what it does not depend on, and what stands beside it."""
+"""Bits per byte of held-out documents: definitions, what they don't depend on, and xz as a baseline."""
 
-import itertools
 import json
 import lzma
 import math
@@ -19,12 +18,11 @@ from healthslm.errors import UserError
 from healthslm.evaluation.held_out import (
     FEWEST_DOCUMENTS,
     SECTIONS,
-    bootstrap_interval,
     measure_held_out,
     measure_model,
     section_costs,
     token_ends,
-    untrained_network,
+    untrained_model,
     xz_bits_per_byte,
 )
 from healthslm.models import make_model
@@ -79,7 +77,7 @@ def measured(model, tokenizer, documents) -> dict:
 
 
 def numbers(result: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a result by their dotted names, so that all can be compared within a tolerance."""
+    """All numbers of a result by dotted names, to compare them within a tolerance."""
     flat = {}
     for name, value in result.items():
         if isinstance(value, dict):
@@ -95,7 +93,7 @@ def of_decade(documents: list[dict], decade: int) -> list[dict]:
     return [document for document in documents if (document["year"] or 0) // 10 == decade]
 
 
-def test_one_documents_figures_are_those_of_the_logits():
+def test_bits_per_byte_of_one_document_follow_from_the_logits():
     model, tokenizer = small_model(max_position_embeddings=512), byte_tokenizer()
     text = f"{STRUCTURED['title']}\n{STRUCTURED['text']}"
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
@@ -112,7 +110,7 @@ def test_one_documents_figures_are_those_of_the_logits():
     assert result["parameters"] == sum({id(part): part.numel() for part in model.parameters()}.values())
 
 
-def test_where_tokens_are_bytes_a_section_has_the_bits_of_its_bytes():
+def test_the_bits_of_a_section_are_those_of_its_bytes_if_tokens_are_bytes():
     model, tokenizer = small_model(max_position_embeddings=512), byte_tokenizer()
     text = "".join(piece for _, piece in PIECES)
     assert text == f"{STRUCTURED['title']}\n{STRUCTURED['text']}"
@@ -133,7 +131,7 @@ def test_where_tokens_are_bytes_a_section_has_the_bits_of_its_bytes():
         assert found[name]["bits_per_byte"] == pytest.approx(section_bits / size, rel=1e-6)
 
 
-def test_a_token_across_a_border_has_its_bits_divided_by_its_bytes():
+def test_the_bits_of_a_token_in_two_sections_are_divided_by_its_bytes():
     document = {
         "title": "",
         "text": "A: bcd",
@@ -152,8 +150,8 @@ def test_the_bits_of_the_sections_add_up_to_those_of_the_documents(model, tokeni
     assert bits == pytest.approx(measured["bits_per_byte"] * measured["bytes"], rel=1e-9)
 
 
-def test_the_tokens_of_the_sample_cross_borders(tokenizer, documents):
-    """Else the tests on it would not see how such tokens are divided."""
+def test_some_tokens_of_the_sample_are_in_two_sections(tokenizer, documents):
+    """Otherwise, tests on the sample would not cover such tokens."""
     crossing = 0
     for document in documents:
         text = f"{document['title']}\n{document['text']}"
@@ -164,7 +162,7 @@ def test_the_tokens_of_the_sample_cross_borders(tokenizer, documents):
 
 
 @pytest.mark.parametrize("name", ["sample", "gpt2"])
-def test_tokens_end_where_the_text_decoded_so_far_ends(name, sample_folders, request):
+def test_token_ends_are_the_lengths_of_the_decoded_text(name, sample_folders, request):
     folder = sample_folders.tokenizer if name == "sample" else request.getfixturevalue("test_data") / "tokenizers/gpt2"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "".join(piece for _, piece in PIECES) + " é\u0301 <|endoftext|> \u200b𝛼  x"
@@ -185,14 +183,14 @@ def test_tokens_end_where_the_text_decoded_so_far_ends(name, sample_folders, req
     assert inside > 0
 
 
-def test_tokens_that_do_not_spell_the_text_have_no_places_and_their_document_no_sections():
+def test_tokens_that_do_not_spell_out_the_text_have_no_ends():
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode("asthma", add_special_tokens=False)
     assert token_ends(tokenizer, ids, "Asthma") is None
     assert list(token_ends(tokenizer, ids, "asthma")) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_decade_has_the_figures_of_its_documents_alone(model, tokenizer, documents, measured):
+def test_a_decade_has_the_result_of_its_documents_alone(model, tokenizer, documents, measured):
     decades = {document["year"] // 10 for document in documents if document["year"]}
     assert list(measured["by_decade"]) == [f"{decade}0s" for decade in sorted(decades)]
     assert len(decades) > 1
@@ -202,7 +200,7 @@ def test_a_decade_has_the_figures_of_its_documents_alone(model, tokenizer, docum
         assert numbers(found) == pytest.approx({name: numbers(alone)[name] for name in numbers(found)}, rel=1e-6)
 
 
-def test_what_a_document_does_not_state_leaves_it_out_of_the_groups_alone(model, tokenizer, documents):
+def test_documents_without_year_or_sections_count_in_the_total_only(model, tokenizer, documents):
     bare = [{"title": document["title"], "text": document["text"]} for document in documents]
     some = measure_held_out(model, tokenizer, [*documents[:3], *bare[3:6]], **FEW)
     assert some["documents"] == 6
@@ -214,14 +212,14 @@ def test_what_a_document_does_not_state_leaves_it_out_of_the_groups_alone(model,
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
-def test_order_batch_size_and_padding_change_nothing(model, tokenizer, documents, measured, batch_tokens):
+def test_order_batch_size_and_padding_do_not_change_the_result(model, tokenizer, documents, measured, batch_tokens):
     shuffled = random.Random(batch_tokens).sample(documents, len(documents))
     again = measure_held_out(model, tokenizer, shuffled, batch_tokens=batch_tokens, **FEW)
     assert measured["interval"] is not None
     assert numbers(again) == pytest.approx(numbers(measured), rel=1e-5)
 
 
-def test_the_parts_of_a_document_are_one_document(model, tokenizer, documents):
+def test_the_chunks_of_a_document_count_as_one_document(model, tokenizer, documents):
     whole = documents[0]
     middle = whole["text"].index(" ", len(whole["text"]) // 2)
     parts = [whole | {"text": text, "sections": []} for text in (whole["text"][:middle], whole["text"][middle + 1 :])]
@@ -230,7 +228,7 @@ def test_the_parts_of_a_document_are_one_document(model, tokenizer, documents):
     assert result["bytes"] == sum(len(f"{part['title']}\n{part['text']}".encode()) for part in parts)
 
 
-def test_the_result_is_json_and_its_small_groups_have_no_interval(measured):
+def test_the_result_is_json_and_small_groups_have_no_interval(measured):
     assert json.loads(json.dumps(measured)) == measured
     groups = [measured, *measured["by_decade"].values(), *measured["by_section"].values()]
     assert {group["documents"] >= FEWEST_DOCUMENTS for group in groups} == {True, False}
@@ -242,50 +240,9 @@ def test_the_result_is_json_and_its_small_groups_have_no_interval(measured):
             assert low < group["bits_per_byte"] < high
 
 
-def test_nothing_to_measure_on_is_an_error(model, tokenizer):
-    with pytest.raises(UserError, match="no held-out document"):
+def test_no_documents_is_an_error(model, tokenizer):
+    with pytest.raises(UserError, match="no held-out documents to evaluate on"):
         measure_held_out(model, tokenizer, [])
-
-
-def made_costs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bits and bytes as documents have them: sizes that differ much, and bits that follow them."""
-    draw = np.random.default_rng(1)
-    sizes = draw.lognormal(7, 0.5, count).round()
-    return sizes * draw.normal(1.1, 0.2, count), sizes
-
-
-def test_the_interval_of_many_documents_is_that_of_the_normal_approximation():
-    """The linearised standard error of a ratio: Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.4."""
-    bits, sizes = made_costs(2_000)
-    ratio = bits.sum() / sizes.sum()
-    error = np.sqrt(len(bits) * np.var(bits - ratio * sizes, ddof=1)) / sizes.sum()
-    low, high = bootstrap_interval(bits, sizes)
-    assert low == pytest.approx(ratio - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(ratio + 1.96 * error, abs=0.1 * error)
-
-
-def test_the_interval_of_few_documents_is_that_of_all_resamples():
-    """Of six documents, all 46,656 equally likely resamples can be listed."""
-    bits, sizes = made_costs(6)
-    drawn = np.array(list(itertools.product(range(6), repeat=6)))
-    ratios = bits[drawn].sum(1) / sizes[drawn].sum(1)
-    found = bootstrap_interval(bits, sizes, resamples=100_000)
-    for end, percentile in zip(found, (2.5, 97.5), strict=True):
-        assert np.percentile(ratios, percentile - 0.25) <= end <= np.percentile(ratios, percentile + 0.25)
-
-
-def test_documents_that_are_all_alike_have_no_width():
-    sizes = made_costs(50)[1]
-    assert bootstrap_interval(2 * sizes, sizes) == (2.0, 2.0)
-
-
-def test_the_interval_does_not_depend_on_the_order_and_widens_with_fewer_documents():
-    bits, sizes = made_costs(400)
-    order = np.random.default_rng(2).permutation(400)
-    low, high = bootstrap_interval(bits, sizes)
-    assert bootstrap_interval(bits[order], sizes[order]) == (low, high)
-    fewer = bootstrap_interval(bits[:100], sizes[:100])
-    assert (fewer[1] - fewer[0]) / (high - low) == pytest.approx(2, rel=0.3)  # the root of four
 
 
 def test_a_model_is_measured_with_its_own_tokenizer(model, tokenizer, documents, measured, sample_folders, tmp_path):
@@ -294,23 +251,23 @@ def test_a_model_is_measured_with_its_own_tokenizer(model, tokenizer, documents,
     assert numbers(found) == pytest.approx(numbers(measured), rel=1e-5)
 
 
-def test_a_model_that_cannot_be_opened_is_reported_and_no_error(documents):
+def test_a_model_that_cannot_be_opened_is_reported_without_an_error(documents):
     found = measure_model("nobody/no-such-model", documents)
     assert list(found) == ["not_measured"]
     assert "nobody/no-such-model" in found["not_measured"]
 
 
-def test_the_untrained_network_is_the_same_one_and_knows_nothing(tokenizer, documents, measured):
+def test_the_untrained_model_has_new_weights_and_uniform_predictions(tokenizer, documents, measured):
     torch.manual_seed(0)
     fresh = make_model(TINY_MODEL)
     trained = make_model(TINY_MODEL)
     state = torch.random.get_rng_state()
-    network = untrained_network(trained)
+    untrained = untrained_model(trained)
     assert torch.equal(torch.random.get_rng_state(), state)
-    for name, weights in network.state_dict().items():
+    for name, weights in untrained.state_dict().items():
         assert torch.equal(weights, fresh.state_dict()[name]), name
-    assert not torch.equal(network.get_input_embeddings().weight, trained.get_input_embeddings().weight)
-    result = measure_held_out(network, tokenizer, documents, **FEW)
+    assert not torch.equal(untrained.get_input_embeddings().weight, trained.get_input_embeddings().weight)
+    result = measure_held_out(untrained, tokenizer, documents, **FEW)
     assert result["nats_per_token"] == pytest.approx(math.log(len(tokenizer)), rel=0.02)
     assert result["bits_per_byte"] * result["bytes"] / result["tokens"] == pytest.approx(
         math.log2(len(tokenizer)), rel=0.02
@@ -319,7 +276,7 @@ def test_the_untrained_network_is_the_same_one_and_knows_nothing(tokenizer, docu
 
 
 def random_digits(count: int, seed: int) -> str:
-    """Hexadecimal digits: four bits each, and nothing to be learnt from those before."""
+    """Random hexadecimal digits: four bits each, and not predictable."""
     return random.Random(seed).randbytes(count // 2).hex()
 
 
@@ -329,14 +286,14 @@ def test_xz_cannot_beat_the_entropy_of_random_digits():
     assert 4 < result["together"] < 4.4
 
 
-def test_xz_finds_a_copy_in_another_document_only_when_they_are_together():
+def test_xz_finds_copies_in_other_documents_only_in_one_stream():
     copies = xz_bits_per_byte([random_digits(4_000, 0)] * 4)
     assert 4 < copies["alone"] < 4.4
     assert copies["together"] == pytest.approx(copies["alone"] / 4, rel=0.05)
 
 
-def test_xz_is_what_the_program_makes_less_the_headers_of_its_file(documents):
-    """Stream header 12 bytes, block header 12, padding up to 3, check 4, index 8 to 12, footer 12 (the xz format)."""
+def test_xz_equals_the_size_of_a_file_without_its_headers(documents):
+    """In the xz format: stream header 12 bytes, block header 12, padding up to 3, check 4, index 8 to 12, footer 12."""
     texts = [document["text"] for document in documents[:10]]
     sizes = [len(text.encode()) for text in texts]
     files = [

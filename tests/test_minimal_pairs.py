@@ -1,4 +1,4 @@
-"""Minimal pairs: which mentions make one, which other term is taken, and who wins."""
+"""Minimal pairs: which mentions make a pair, which term replaces the original, and which of them wins."""
 
 import hashlib
 import math
@@ -12,7 +12,6 @@ import torch
 from small_model import byte_tokenizer, small_model
 
 from healthslm.corpus.sources import read_rows
-from healthslm.evaluation.intervals import share
 from healthslm.evaluation.minimal_pairs import (
     KINDS,
     Term,
@@ -24,6 +23,7 @@ from healthslm.evaluation.minimal_pairs import (
     similarities,
 )
 from healthslm.evaluation.sentences import sentence_end
+from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts
 from healthslm.tokenization.terms import TERM_CLASSES
 
@@ -60,7 +60,7 @@ def build(rows, tokenizer, terms=TERMS, counts=EQUALLY_FREQUENT, **settings):
     return build_pairs(rows, terms, counts, tokenizer, **settings)
 
 
-def test_the_lists_hold_many_terms_each_under_one_name():
+def test_the_lists_have_many_terms_and_no_name_twice():
     terms = read_terms()
     names = Counter(name for term in terms for name in (term.name, *term.other_names))
     assert [name for name, times in names.items() if times > 1] == []
@@ -69,13 +69,13 @@ def test_the_lists_hold_many_terms_each_under_one_name():
 
 
 @pytest.mark.parametrize("kind", ["drugs", "diseases", "genes"])
-def test_what_the_rules_of_naming_take_for_one_kind_is_listed_under_no_other(kind):
+def test_names_with_the_pattern_of_a_kind_are_listed_under_no_other_kind(kind):
     taken = {term.name: term.kind for term in read_terms() if TERM_CLASSES[kind].fullmatch(term.name)}
     assert len(taken) >= 50
     assert {name: listed for name, listed in taken.items() if listed != kind} == {}
 
 
-def test_finding_is_trying_every_name_at_every_place():
+def test_the_finder_equals_trying_every_name_at_every_place():
     def try_all(text: str) -> list[tuple[str, int]]:
         found, place = [], 0
         names = {
@@ -109,7 +109,7 @@ def test_finding_is_trying_every_name_at_every_place():
     assert mentions > 200
 
 
-def test_counts_are_of_the_names_that_are_looked_for():
+def test_only_main_names_are_counted():
     texts = ["Aspirin and aspirin, not aspirin-treated.", "Acetylsalicylic acid, a heart attack and a heart."]
     assert count_terms(texts, TERMS).counts == {"aspirin": 2, "heart": 1}
 
@@ -118,7 +118,7 @@ def test_counts_are_of_the_names_that_are_looked_for():
     "text",
     [
         "We gave aspirin daily. It helped.",
-        "Aspirin helped. ASA is cheap.",  # a later sentence may name it again
+        "Aspirin helped. ASA is cheap.",  # a later sentence may mention it again
         "Results: (1) aspirin helped.",
     ],
 )
@@ -135,24 +135,24 @@ def test_a_first_mention_makes_a_pair(text, tokenizer):
 @pytest.mark.parametrize(
     ("text", "title"),
     [
-        ("We gave aspirin daily.", "Aspirin in children."),  # the title tells it
+        ("We gave aspirin daily.", "Aspirin in children."),  # the title reveals it
         ("We gave aspirin daily.", "Acetylsalicylic acid in children."),
         ("It was an ASA trial. We gave aspirin daily.", "A trial."),
-        ("We gave aspirin, and aspirin again.", "A trial."),  # it stands twice in the sentence
+        ("We gave aspirin, and aspirin again.", "A trial."),  # twice in the sentence
         ("We gave aspirins.", "A trial."),
         ("We gave non-aspirin drugs to aspirin-treated patients.", "A trial."),
-        ("We gave an aspirin tablet.", "A trial."),  # grammar tells it
-        ("We gave aspirin (an old drug) daily.", "A trial."),  # an abbreviation may tell it
+        ("We gave an aspirin tablet.", "A trial."),  # grammar reveals it
+        ("We gave aspirin (an old drug) daily.", "A trial."),  # an abbreviation may reveal it
         ("We gave an old drug (aspirin) daily.", "A trial."),
-        ("No such drug.", "The aspirin trial."),  # the title is no sentence of the text
-        ("aspirin helped.", ""),  # nothing stands in front
+        ("No such drug.", "The aspirin trial."),  # in the title only
+        ("aspirin helped.", ""),  # no text precedes it
     ],
 )
-def test_a_mention_that_gives_itself_away_makes_none(text, title, tokenizer):
+def test_a_mention_that_can_be_guessed_makes_no_pair(text, title, tokenizer):
     assert build([row(text, title)], tokenizer) == []
 
 
-def test_the_other_term_stands_nowhere_in_the_document_by_any_name(tokenizer):
+def test_the_other_term_is_not_mentioned_in_the_document_by_any_name(tokenizer):
     rows = [
         row(f"We gave aspirin daily. {word} was worse.", f"Trial {i}.")
         for i, word in enumerate(["Coumadin", "COUMADIN", "A warfarin-like drug", "Warfarin"] * 10)
@@ -160,13 +160,13 @@ def test_the_other_term_stands_nowhere_in_the_document_by_any_name(tokenizer):
     assert {pair.other.lower() for pair in build(rows, tokenizer)} == {"heparin"}
 
 
-def test_the_other_term_is_no_longer_or_shorter_name_of_the_true_one(tokenizer):
+def test_the_other_term_is_no_longer_or_shorter_form_of_the_original(tokenizer):
     rows = [row("We treated hypertension.", f"Trial {i}.") for i in range(40)]
     assert {pair.other for pair in build(rows, tokenizer)} == {"stroke", "sepsis", "myocardial infarction"}
 
 
 def test_the_other_term_is_among_the_five_nearest_in_tokens_and_frequency(tokenizer):
-    # Ten letters are ten tokens; doubling the count is a distance of one, as one letter more is.
+    # One letter is one token. Twice the count is a distance of one, and so is one more letter.
     terms = [Term("drugs", f"drug{'a' * n}x{m}", ()) for n in range(3) for m in range(6)]
     counts = Counter({term.name: 2 ** int(term.name[-1]) * 64 - 1 for term in terms})
     true = terms[0]
@@ -185,14 +185,14 @@ def random_texts(count: int = 60) -> list[str]:
     return [" ".join(choose.choices(words, k=30)) + "." for _ in range(count)]
 
 
-def test_neighbours_are_the_words_of_eight_stretches_on_either_side_in_small_letters():
+def test_neighbours_are_the_lower_case_words_of_eight_pieces_on_either_side():
     text = "One two three four five six (seven eight-nine) Ten aspirin, A b c. D e f g h i"
-    expected = "two three four five six seven eight nine ten a b c d e f g"  # the comma is a stretch too
+    expected = "two three four five six seven eight nine ten a b c d e f g"  # the comma is a piece too
     assert count_terms([text], TERMS).neighbours == {"aspirin": Counter(expected.split())}
 
 
 def test_similarity_is_the_cosine_of_positive_pointwise_mutual_information():
-    """One pair of terms and one word at a time, by the definition."""
+    """Computed from the definition, one pair of terms and one word at a time."""
     neighbours = count_terms(random_texts(), TERMS).neighbours
     together = sum(count for words in neighbours.values() for count in words.values())
 
@@ -212,13 +212,13 @@ def test_similarity_is_the_cosine_of_positive_pointwise_mutual_information():
     np.testing.assert_allclose(found.diagonal(), 1)
 
 
-def test_a_term_that_the_training_text_lacks_is_like_no_other():
+def test_a_term_that_is_missing_from_the_training_text_is_similar_to_no_other():
     neighbours = count_terms([text for text in random_texts() if "heparin" not in text], TERMS).neighbours
     found = similarities(TERMS, neighbours)
     assert "heparin" not in neighbours and not found[[term.name for term in TERMS].index("heparin")].any()
 
 
-def test_the_harder_other_term_is_the_one_that_occurs_with_the_same_words(tokenizer):
+def test_the_other_term_of_the_harder_set_occurs_with_the_same_words(tokenizer):
     terms = [Term("drugs", name, ()) for name in ("aspirin", "warfarin", "timolol", "latanoprost")]
     training = ["Clots dissolved when {} thinned the blood."] * 3 + ["Glaucoma patients took {} for their eyes."] * 3
     names = ["aspirin", "warfarin", "aspirin", "timolol", "latanoprost", "timolol"]
@@ -236,12 +236,12 @@ def test_the_harder_other_term_is_the_one_that_occurs_with_the_same_words(tokeni
     assert others[0] != "warfarin" == others[1]
 
 
-def test_a_document_gives_one_pair_of_each_kind_whatever_the_other_documents_are(tokenizer):
+def test_a_document_gives_one_pair_per_kind_whatever_the_other_documents(tokenizer):
     text = "After {}, {} and {} the heart was well. Then came {} and the liver."
     words = [("aspirin", "stroke", "heparin", "sepsis"), ("sepsis", "warfarin", "aspirin", "stroke")]
     rows = [row(text.format(*words[i % 2]), f"Trial {i}.") for i in range(20)]
     pairs = build(rows, tokenizer)
-    # Drugs and diseases are more than one in each document, and some other term of their kind is in none.
+    # Each document has several drugs and diseases, and of both kinds some term is in no document.
     assert Counter((pair.document, pair.kind) for pair in pairs) == {
         (pair.document, kind): 1 for pair in pairs for kind in ("drugs", "diseases")
     }
@@ -251,7 +251,7 @@ def test_a_document_gives_one_pair_of_each_kind_whatever_the_other_documents_are
     assert build(rows, tokenizer, seed=1) != pairs
 
 
-def test_a_pair_is_recreated_from_its_document_and_its_published_form(tokenizer):
+def test_a_pair_can_be_recreated_from_its_document_and_its_published_form(tokenizer):
     document = row("We gave aspirin daily. It helped.")
     (pair,) = build([document], tokenizer)
     published = pair.to_dict()
@@ -264,7 +264,7 @@ def test_a_pair_is_recreated_from_its_document_and_its_published_form(tokenizer)
 
 
 def log_probability(model, tokenizer, prefix: str, text: str) -> float:
-    """Of the bytes of `text` behind the separator and `prefix`, one at a time."""
+    """The log-probability of `text` after the separator and `prefix`, one byte at a time."""
     ids = [tokenizer.eos_token_id, *encode_texts(tokenizer, [prefix])[0]] if prefix else [tokenizer.eos_token_id]
     total = 0.0
     for token in encode_texts(tokenizer, [text])[0]:
@@ -286,7 +286,7 @@ def pairs(tokenizer):
     return build(rows, tokenizer, counts=Counter(aspirin=9, warfarin=9, heparin=8, stroke=3, sepsis=1))
 
 
-def test_the_win_rate_is_that_of_the_sentence_given_all_before_it(model, tokenizer, pairs):
+def test_win_rates_compare_the_probabilities_of_sentences_given_the_text_before(model, tokenizer, pairs):
     wins, alone = [], []
     for pair in pairs:
         true, other = (log_probability(model, tokenizer, pair.before, t + pair.after) for t in (pair.true, pair.other))
@@ -304,18 +304,18 @@ def test_the_win_rate_is_that_of_the_sentence_given_all_before_it(model, tokeniz
         assert result[kind]["win_rate"] == share(sum(of_kind), len(of_kind))
 
 
-def test_terms_alone_begin_as_documents_do(pairs):
+def test_terms_alone_are_capitalized(pairs):
     assert {text[0].isupper() for pair in pairs for text in pair.terms_alone} == {True}
 
 
-def test_ties_count_half(model, tokenizer, pairs):
-    ignorant = type(model)(model.config)
+def test_ties_count_as_half(model, tokenizer, pairs):
+    uniform = type(model)(model.config)
     with torch.no_grad():
-        for parameter in ignorant.parameters():
+        for parameter in uniform.parameters():
             parameter.zero_()
-    # To a model that knows nothing the longer text is the less probable one, and equally long ones are ties.
+    # For a uniform model longer texts are less probable, and texts of the same length are ties.
     difference = np.array([len(pair.other) - len(pair.true) for pair in pairs])
-    result = score_pairs(ignorant, tokenizer, pairs)["all"]
+    result = score_pairs(uniform, tokenizer, pairs)["all"]
     expected = ((np.sign(difference) + 1) / 2).mean()
     assert (difference == 0).any() and result["same_tokens"] == (difference == 0).mean()
     assert result["win_rate"]["share"] == result["without_context"]["share"] == pytest.approx(expected)
@@ -324,7 +324,7 @@ def test_ties_count_half(model, tokenizer, pairs):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
-def test_neither_batches_nor_order_change_the_rates(model, tokenizer, pairs, batch_tokens):
+def test_batch_size_and_order_do_not_change_the_rates(model, tokenizer, pairs, batch_tokens):
     shuffled = random.Random(0).sample(pairs, len(pairs))
     assert score_pairs(model, tokenizer, shuffled, batch_tokens) == score_pairs(model, tokenizer, pairs)
 
@@ -340,7 +340,7 @@ def test_neither_batches_nor_order_change_the_rates(model, tokenizer, pairs, bat
         ("An end.\n", "An end."),
     ],
 )
-def test_sentences_end_where_a_capital_follows(text, end):
+def test_sentences_end_before_a_capital_letter(text, end):
     assert text[: sentence_end(text)] == end
 
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: the likelihoods behind the answers, the figures made of them, and what cannot be had."""
+"""Multiple-choice questions: likelihoods, metrics, and files or tasks that are not available."""
 
 import json
 import random
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import f1_score
 from small_model import byte_tokenizer, small_model
@@ -19,14 +20,14 @@ from healthslm.evaluation.question_answering import (
     Answers,
     ask,
     hub_task,
-    macro_f1,
     measure_hub_tasks,
     measure_pubmedqa,
     open_for_harness,
     pubmedqa_task,
-    summarise,
+    summarize,
 )
 from healthslm.models import zero_residual_projections
+from healthslm.statistics import macro_f1
 
 SEPARATOR = 0
 DECISIONS = ["yes", "no", "maybe"]
@@ -54,7 +55,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def always_yes(context: int) -> PreTrainedModel:
-    """A network of which each prediction is the same, whatever it has read: the bytes of " yes" before all others."""
+    """A model that always predicts the bytes of " yes", whatever it has read."""
     model = small_model(max_position_embeddings=context)
     zero_residual_projections(model)
     with torch.no_grad():
@@ -82,7 +83,7 @@ def write_rows(file: Path, rows: list[dict]) -> Path:
 
 @torch.no_grad()
 def log_likelihood(model: PreTrainedModel, ids: list[int], option: list[int]) -> float:
-    """Of an option behind `ids`, one token at a time."""
+    """The log-likelihood of an option after `ids`, one token at a time."""
     total = 0.0
     for token in option:
         total += torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)[token].item()
@@ -90,8 +91,8 @@ def log_likelihood(model: PreTrainedModel, ids: list[int], option: list[int]) ->
     return total
 
 
-def test_an_option_is_scored_behind_its_question_with_the_separator_in_front_once(model_folder, questions_file):
-    """Alone here, among others of other lengths there."""
+def test_options_are_scored_after_one_separator_and_their_question(model_folder, questions_file):
+    """One by one here, in batches of different lengths there."""
     answers = ask(open_for_harness(model_folder), pubmedqa_task(questions_file))
     model, expected = small_model(max_position_embeddings=256), []
     for question in QUESTIONS:
@@ -100,13 +101,13 @@ def test_an_option_is_scored_behind_its_question_with_the_separator_in_front_onc
         assert SEPARATOR not in prompt
         expected.append([log_likelihood(model, [SEPARATOR, *prompt], option) for option in options])
     assert answers.options == DECISIONS
-    assert answers.right.tolist() == [0, 1, 2, 0]
+    assert answers.correct.tolist() == [0, 1, 2, 0]
     assert answers.truncated == 0
     np.testing.assert_allclose(answers.log_likelihoods, expected, rtol=1e-5)
 
 
-def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(tmp_path, questions_file):
-    """The third question just fits: the last token of its longest option is predicted, and needs no position."""
+def test_a_prompt_that_exceeds_the_context_loses_its_beginning_and_is_counted(tmp_path, questions_file):
+    """The third question just fits, since the last token of its longest option is predicted but never read."""
     prompts = [byte_tokenizer().encode(prompt_of(question)) for question in QUESTIONS]
     context = len(prompts[2]) + len(" maybe") - 1
     assert [len(prompt) > len(prompts[2]) for prompt in prompts] == [True, True, False, True]
@@ -121,7 +122,7 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(tmp
 
 
 @pytest.mark.parametrize("context, truncated", [(1000, 0), (20, 4)])
-def test_who_always_says_yes_is_right_as_often_as_yes_is(tmp_path, questions_file, context, truncated):
+def test_a_model_that_always_answers_yes_reaches_the_majority_baseline(tmp_path, questions_file, context, truncated):
     result = measure_pubmedqa(save(always_yes(context), tmp_path / "model"), questions_file)
     assert result["accuracy"]["share"] == result["majority_share"] == 2 / 4
     assert result["confusion"] == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
@@ -130,8 +131,8 @@ def test_who_always_says_yes_is_right_as_often_as_yes_is(tmp_path, questions_fil
     assert result["truncated"] == truncated
 
 
-def test_on_the_real_test_questions_always_yes_reaches_the_published_majority_line(tmp_path, test_data):
-    """Accuracy 55.20%, macro-F1 23.71%: Jin et al. (EMNLP 2019), table of results."""
+def test_always_yes_reaches_the_published_majority_baseline_on_the_real_questions(tmp_path, test_data):
+    """Accuracy 55.20%, macro-F1 23.71% in the table of results of Jin et al. (EMNLP 2019)."""
     result = measure_pubmedqa(save(always_yes(context=20), tmp_path / "model"), test_data / "pubmedqa" / "test.jsonl")
     assert result["questions"] == result["truncated"] == 500
     assert result["majority_option"] == "yes"
@@ -140,51 +141,54 @@ def test_on_the_real_test_questions_always_yes_reaches_the_published_majority_li
     assert result["at_chance"]
 
 
-def test_a_limit_asks_the_first_questions(model_folder, questions_file, tmp_path):
+def test_a_limit_takes_the_first_questions(model_folder, questions_file, tmp_path):
     first = write_rows(tmp_path / "first.jsonl", QUESTIONS[:3])
     assert measure_pubmedqa(model_folder, questions_file, limit=3) == measure_pubmedqa(model_folder, first)
 
 
 def answers_with(confusion: list[list[int]]) -> Answers:
-    """Answers of which so many have each pair of right and chosen option, in some order."""
+    """Answers with this confusion matrix, in random order."""
     pairs = [(i, j) for i, row in enumerate(confusion) for j, count in enumerate(row) for _ in range(count)]
     random.Random(0).shuffle(pairs)
-    right, chosen = np.array(pairs).T
-    return Answers(DECISIONS, right, np.eye(len(DECISIONS))[chosen] - 5, truncated=0)
+    correct, chosen = np.array(pairs).T
+    return Answers(DECISIONS, correct, np.eye(len(DECISIONS))[chosen] - 5, truncated=0)
 
 
 CONFUSION = [[200, 60, 16], [40, 120, 9], [30, 20, 5]]
 
 
-def test_macro_f1_is_that_of_scikit_learn():
+def test_macro_f1_equals_that_of_scikit_learn_for_labels_and_the_definition():
     answers = answers_with(CONFUSION)
-    expected = f1_score(answers.right, answers.log_likelihoods.argmax(1), average="macro")
-    assert summarise(answers)["macro_f1"]["mean"] == pytest.approx(expected)
-    assert macro_f1(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]])) == pytest.approx((6 / 9 + 8 / 11) / 3)
+    expected = f1_score(answers.correct, answers.log_likelihoods.argmax(1), average="macro")
+    assert summarize(answers)["macro_f1"]["mean"] == pytest.approx(expected)
+    several = np.array([[[3, 1, 0], [2, 4, 0], [0, 0, 0]], [[0, 0, 10], [0, 0, 0], [0, 0, 0]]])
+    assert macro_f1(several) == pytest.approx([(6 / 9 + 8 / 11) / 3, 0])
+    assert macro_f1(several[0]) == pytest.approx((6 / 9 + 8 / 11) / 3)
+    assert summarize(answers)["majority_macro_f1"] == pytest.approx(2 * 276 / (276 + 500) / 3)
 
 
-def test_the_interval_of_macro_f1_is_that_of_questions_drawn_with_replacement():
+def test_the_interval_of_macro_f1_equals_a_bootstrap_over_questions():
     answers = answers_with(CONFUSION)
     drawn = bootstrap(
-        (answers.right, answers.log_likelihoods.argmax(1)),
-        lambda right, chosen: f1_score(right, chosen, average="macro"),
+        (answers.correct, answers.log_likelihoods.argmax(1)),
+        lambda correct, chosen: f1_score(correct, chosen, average="macro"),
         paired=True, vectorized=False, method="percentile", n_resamples=500, rng=0,
     )  # fmt: skip
-    low, high = summarise(answers)["macro_f1"]["interval"]
+    low, high = summarize(answers)["macro_f1"]["interval"]
     assert (low, high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.008)
 
 
-def test_the_interval_of_the_accuracy_is_wilsons():
+def test_the_interval_of_accuracy_is_a_wilson_interval():
     expected = binomtest(200 + 120 + 5, 500).proportion_ci(0.95, method="wilson")
-    assert summarise(answers_with(CONFUSION))["accuracy"]["interval"] == pytest.approx([expected.low, expected.high])
+    assert summarize(answers_with(CONFUSION))["accuracy"]["interval"] == pytest.approx([expected.low, expected.high])
 
 
 @pytest.mark.parametrize("hits, at_chance", [(500, False), (299, False), (297, True), (276, True), (100, True)])
-def test_at_chance_is_what_does_not_lie_above_the_majority_line_with_its_whole_interval(hits, at_chance):
-    """Wilson's interval begins at 55.4% for 299 hits in 500, and at 55.0% for 297."""
-    right = np.repeat([0, 1, 2], [276, 169, 55])
-    chosen = np.where(np.arange(500) < hits, right, (right + 1) % 3)
-    result = summarise(Answers(DECISIONS, right, np.eye(3)[chosen], truncated=0))
+def test_a_model_is_at_chance_unless_its_whole_interval_is_above_the_majority_baseline(hits, at_chance):
+    """Wilson's interval begins at 55.4% for 299 of 500 correct answers, and at 55.0% for 297."""
+    correct = np.repeat([0, 1, 2], [276, 169, 55])
+    chosen = np.where(np.arange(500) < hits, correct, (correct + 1) % 3)
+    result = summarize(Answers(DECISIONS, correct, np.eye(3)[chosen], truncated=0))
     assert result["accuracy"]["share"] == hits / 500
     assert result["majority_share"] == 0.552
     assert result["at_chance"] == at_chance
@@ -192,7 +196,7 @@ def test_at_chance_is_what_does_not_lie_above_the_majority_line_with_its_whole_i
     assert json.loads(json.dumps(result)) == result
 
 
-def test_tasks_of_the_hub_are_not_reached_where_there_is_none(model_folder, tmp_path, monkeypatch):
+def test_hub_tasks_are_reported_as_not_reached_without_a_network(model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = measure_hub_tasks(model_folder)
     assert list(results) == ["medqa_4options", "medmcqa"]
@@ -200,8 +204,8 @@ def test_tasks_of_the_hub_are_not_reached_where_there_is_none(model_folder, tmp_
         assert list(result) == ["not_reached"] and "Hub" in result["not_reached"]
 
 
-def test_tasks_of_the_hub_are_measured_where_their_data_are(model_folder, tmp_path, monkeypatch):
-    """The data sets library takes a folder of a data set's name for it."""
+def test_hub_tasks_are_evaluated_if_their_data_are_available(model_folder, tmp_path, monkeypatch):
+    """`datasets` loads a local folder that has the name of the dataset."""
     medqa = [
         {"sent1": f"Which is {i}?", "label": i % 4} | {f"ending{j}": f"{i + j}" for j in range(4)} for i in range(5)
     ]
@@ -228,41 +232,56 @@ def test_tasks_of_the_hub_are_measured_where_their_data_are(model_folder, tmp_pa
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([], "no question in this file"),
+        ([], "this file contains no questions"),
         (
             [QUESTIONS[0], {"QUESTION": "Why?", "CONTEXTS": []}],
-            "row 2: no question of PubMedQA: without final_decision",
+            "row 2 is not a question of PubMedQA: no final_decision",
         ),
-        ([QUESTIONS[0] | {"final_decision": "Yes"}], "row 1: final_decision 'Yes' is none of yes, no, maybe"),
+        ([QUESTIONS[0] | {"final_decision": "Yes"}], "row 1: final_decision must be one of yes, no, maybe, not 'Yes'"),
     ],
 )
-def test_a_file_of_something_else_is_refused_with_its_row(model_folder, tmp_path, rows, message):
+def test_a_file_with_other_content_is_refused_naming_the_row(model_folder, tmp_path, rows, message):
     file = write_rows(tmp_path / "questions.jsonl", rows)
     with pytest.raises(UserError, match=f"questions.jsonl: {message}"):
         measure_pubmedqa(model_folder, file)
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "questions.csv"])
-def test_a_file_that_is_missing_or_of_another_format_is_refused(model_folder, tmp_path, name):
+def test_a_missing_file_or_another_format_is_refused(model_folder, tmp_path, name):
     (tmp_path / "questions.csv").touch()
-    with pytest.raises(UserError, match=f"{name}: no such file of questions"):
+    with pytest.raises(UserError, match=f"{name}: expected a JSON Lines file"):
         measure_pubmedqa(model_folder, tmp_path / name)
 
 
-def test_a_model_that_is_missing_is_refused(questions_file, tmp_path):
-    with pytest.raises(UserError, match="missing: no such folder or tokenizer on the Hub"):
+def test_a_missing_model_is_refused(questions_file, tmp_path):
+    with pytest.raises(UserError, match="no tokenizer in this folder"):
         measure_pubmedqa(tmp_path / "missing", questions_file)
 
 
+def test_the_task_is_found_in_the_folder_that_the_package_prints(questions_file, tmp_path, monkeypatch):
+    """With a path relative to the current folder, as on the command line."""
+    command = [sys.executable, "-m", "healthslm.evaluation.lm_eval_tasks"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.chdir(questions_file.parent)
+    metadata = {"questions": questions_file.name, "pretrained": "some model"}
+    task = TaskManager(include_path=printed, include_defaults=False, metadata=metadata).load("pubmedqa_local")
+    (found,) = task["tasks"].values()
+    assert [found.doc_to_text(row) for row in found.test_docs()] == [prompt_of(question) for question in QUESTIONS]
+    with pytest.raises(UserError, match="--metadata questions=FILE.jsonl"):
+        TaskManager(include_path=printed, include_defaults=False).load("pubmedqa_local")
+
+
 @pytest.mark.slow
-def test_the_harness_runs_the_task_by_itself_and_finds_the_same(repository, model_folder, tmp_path):
-    """By the command of configs/lm_eval/pubmedqa_local.yaml."""
+def test_the_harness_alone_gives_the_same_result(model_folder, tmp_path):
+    """With the command of docs/evaluation.md, from another folder."""
     file = write_rows(tmp_path / "pubmedqa" / "test.jsonl", QUESTIONS)
+    folder = subprocess.check_output([sys.executable, "-m", "healthslm.evaluation.lm_eval_tasks"], text=True).strip()
     arguments = {
         "--model": "hf",
         "--model_args": f"pretrained={model_folder},trust_remote_code=True,dtype=float32",
-        "--include_path": repository / "configs" / "lm_eval",
+        "--include_path": folder,
         "--tasks": "pubmedqa_local",
+        "--metadata": f"questions={file}",
         "--output_path": tmp_path / "results",
     }
     options = [str(part) for pair in arguments.items() for part in pair]

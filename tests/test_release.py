@@ -1,4 +1,4 @@
-"""A release puts weights, results and pages into the model repository: all or nothing, and only what is better."""
+"""A release updates weights, results and documents of the repository: all or none, and only for a better model."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from healthslm.arguments import parse
 from healthslm.data_card.describe import DataCardOptions, describe_corpus
 from healthslm.errors import UserError
-from healthslm.evaluation.figures import FIGURES, TRAINING
-from healthslm.evaluation.measures import MEASURES
+from healthslm.evaluation.metrics import METRICS
+from healthslm.markdown import environment
+from healthslm.plots import FIGURES
 from healthslm.release import release as release_module
-from healthslm.release.card import BEGIN, END, insert_section, templates
+from healthslm.release.card import BEGIN, END, TRAINING_CURVE, insert_results
 from healthslm.release.release import ReleaseOptions, check_improvement, publish_all, release
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
+from healthslm.training.run_folder import TrainingReport, report_training
 
+MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
 STEPS, BATCH_TOKENS = 30, 512
 
 
@@ -42,7 +45,7 @@ class Inputs:
     files: dict[str, Path]
     run: Path
     root: Path
-    """A model repository to copy and to release into: that of the project, with the network of the run."""
+    """A model repository to copy and to release into: the project's, with the architecture of the run."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
             output=run,
             max_tokens=STEPS * BATCH_TOKENS,
             batch_tokens=BATCH_TOKENS,
-            micro_batch_size=1,
+            micro_batch_rows=1,
             learning_rate=3e-3,
             betas=(0.9, 0.99),
             evaluate_every=10,
@@ -67,8 +70,8 @@ def inputs(repository, tmp_path_factory) -> Inputs:
         )  # fmt: skip
     )
     root.mkdir()
-    for path in (*repository.glob("*_healthslm.py"), repository / "generation_config.json", repository / "README.md"):
-        shutil.copy(path, root)
+    for name in (*MODEL_FILES, "generation_config.json", "README.md"):
+        shutil.copy(repository / name, root)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(run / "best" / name, root)
     config = read_json(run / "best/config.json")
@@ -87,7 +90,7 @@ def options(inputs) -> Callable[..., ReleaseOptions]:
         more = {
             "hardware": "two cores of a test machine",
             "documents": 6,
-            "beside": {"the same": str(inputs.run / "best")},
+            "baselines": {"same | model": str(inputs.run / "best")},
         }
         return ReleaseOptions(root=root, **(values | more | changes))
 
@@ -110,7 +113,7 @@ def released_copy(released, tmp_path) -> Path:
 
 @pytest.fixture
 def root(inputs, tmp_path) -> Path:
-    """The repository before any release."""
+    """The repository before its first release."""
     return shutil.copytree(inputs.root, tmp_path / "root")
 
 
@@ -122,8 +125,21 @@ def readme(root: Path) -> str:
     return (root / "README.md").read_text(encoding="utf-8")
 
 
+def results_table(root: Path) -> str:
+    """What the release wrote into the README."""
+    return readme(root).partition(BEGIN)[2].partition(END)[0]
+
+
+def evaluation_page(root: Path) -> str:
+    return (root / "docs/evaluation.md").read_text(encoding="utf-8")
+
+
+def training_page(root: Path) -> str:
+    return (root / "docs/training-data.md").read_text(encoding="utf-8")
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    """Of all files below a folder, hidden ones included."""
+    """SHA-256 of all files in a folder, including hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -133,7 +149,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 @torch.no_grad()
 def plain_bits_per_byte(model, tokenizer) -> float:
-    """One document at a time, none of which is longer than the context."""
+    """Computed one document at a time. None exceeds the context."""
     bits = num_bytes = 0
     for row in held_out_rows():
         text = f"{row['title']}\n{row['text']}"
@@ -144,7 +160,7 @@ def plain_bits_per_byte(model, tokenizer) -> float:
     return bits / num_bytes
 
 
-def test_the_repository_is_a_model_that_opens_in_fp32_and_gives_the_bits_per_byte_of_its_card(released):
+def test_the_repository_opens_in_fp32_and_has_the_bits_per_byte_of_its_card(released):
     model = AutoModelForCausalLM.from_pretrained(released, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(released, trust_remote_code=True)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -152,7 +168,7 @@ def test_the_repository_is_a_model_that_opens_in_fp32_and_gives_the_bits_per_byt
     assert plain_bits_per_byte(model, tokenizer) == pytest.approx(in_card, abs=0.001)
 
 
-def test_the_weights_are_one_file_of_those_of_the_run_rounded_to_bf16(inputs, released):
+def test_the_weights_are_those_of_the_run_rounded_to_bf16_in_one_file(inputs, released):
     assert [path.name for path in released.glob("*.safetensors")] == ["model.safetensors"]
     trained, rounded = (load_file(folder / "model.safetensors") for folder in (inputs.run / "best", released))
     assert trained.keys() == rounded.keys()
@@ -161,7 +177,7 @@ def test_the_weights_are_one_file_of_those_of_the_run_rounded_to_bf16(inputs, re
         assert file.metadata() == {"format": "pt"}
 
 
-def test_of_the_model_s_other_files_only_config_json_changes_by_the_type_to_load_in(inputs, released):
+def test_only_the_dtype_in_config_json_the_readme_and_generated_files_change(inputs, released):
     config = read_json(released / "config.json")
     assert config == read_json(inputs.root / "config.json") | {"dtype": "float32"}
     assert len(config["auto_map"]) == 6
@@ -170,15 +186,16 @@ def test_of_the_model_s_other_files_only_config_json_changes_by_the_type_to_load
     assert changed == {"config.json", "README.md"}
     new = {name for name in after if name not in before}
     assert {name for name in new if name.startswith("results/")} == {
-        "results/pubmed_ids.jsonl", "results/training/config.yaml", "results/training/metrics.jsonl",
-        *(f"results/{measure}.json" for measure in MEASURES),
+        "results/pubmed_ids.json", "results/training/config.yaml", "results/training/metrics.jsonl",
+        *(f"results/{name}.json" for name in METRICS),
     }  # fmt: skip
     assert {name for name in new if not name.startswith("results/")} == {
-        "model.safetensors", "docs/evaluation.md", *(f"docs/evaluation/{name}" for name in (TRAINING, *FIGURES))
+        "model.safetensors", "docs/evaluation.md", "docs/training-data.md",
+        *(f"docs/evaluation/{name}" for name in (TRAINING_CURVE, *FIGURES)),
     }  # fmt: skip
 
 
-def test_the_hub_reads_the_results_from_the_card_and_all_that_it_read_before(inputs, released):
+def test_the_metadata_of_the_card_contain_the_results_and_keep_everything_else(inputs, released):
     before, card = (ModelCard.load(root / "README.md").data for root in (inputs.root, released))
     for name in ("language", "license", "library_name", "pipeline_tag", "tags"):
         assert card[name] == before[name] is not None
@@ -192,7 +209,7 @@ def test_the_hub_reads_the_results_from_the_card_and_all_that_it_read_before(inp
     assert card.model_name == "HealthSLM"
 
 
-def test_the_readme_keeps_all_that_stands_outside_of_the_marks(inputs, released):
+def test_the_readme_changes_only_between_the_marks(inputs, released):
     old, new = (readme(root).partition("\n---\n")[2] for root in (inputs.root, released))
     assert new.partition(BEGIN)[0] == old.partition(BEGIN)[0]
     assert new.partition(END)[2] == old.partition(END)[2]
@@ -200,67 +217,103 @@ def test_the_readme_keeps_all_that_stands_outside_of_the_marks(inputs, released)
     assert old_section != new_section
 
 
-def test_the_card_says_what_the_run_and_the_corpus_say(inputs, released):
-    card = readme(released)
+def test_the_training_page_describes_the_run_and_the_corpus(inputs, released):
+    page = training_page(released)
     report = read_json(inputs.folders.corpus / "report.json")
-    assert f"| tokens seen | {STEPS * BATCH_TOKENS:,} |" in card
+    assert f"| tokens seen | {STEPS * BATCH_TOKENS:,} |" in page
     tokens = read_json(inputs.folders.tokens / "tokens.json")["splits"]["train"]["files"]
     passes = STEPS * BATCH_TOKENS / sum(file["tokens"] for file in tokens)
-    assert f"| passes over the training text | {passes:.2f} |" in card
-    assert f"| steps | {STEPS}, of which 0 were skipped" in card
-    assert f"| hardware | {describe_hardware(torch.device('cpu'))} |" in card
-    assert "| optimizer | AdamW |" in card and "| seed | 0 |" in card
+    assert f"| passes over the training data | {passes:.2f} |" in page
+    assert f"| steps | {STEPS}, of which 0 were skipped" in page
+    assert f"| hardware | {describe_hardware(torch.device('cpu'))} |" in page
+    assert "| optimizer | AdamW |" in page and "| seed | 0 |" in page
     for path in (released / "model.safetensors", released / "tokenizer.json", inputs.folders.corpus / "report.json"):
-        assert f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`" in card
+        assert f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`" in page
     for file in (*report["files"], *report["held_out"]):
-        assert f"`{file['sha256']}`" in card
-    assert "| the first \\| of the sample | " in card and "NLM terms" in card
-    assert "at chance" in card and "medical advice" in card
+        assert f"`{file['sha256']}`" in page
+    assert "| the first \\| of the sample | " in page and "NLM terms" in page
 
 
-def test_the_recipe_on_the_card_are_the_options_that_are_not_the_defaults(released):
-    recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", readme(released), re.MULTILINE | re.DOTALL)[1])
+def test_the_recipe_on_the_training_page_lists_the_options_that_differ_from_the_defaults(released):
+    recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", training_page(released), re.MULTILINE | re.DOTALL)[1])
     assert recipe == {
         "model": NETWORK, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
         "betas": [0.9, 0.99],
     }  # fmt: skip
 
 
-def test_the_samples_on_the_card_are_the_first_five(released):
-    shown = re.findall(r"^~~~~~~text\n(.*?)\n~~~~~~$", readme(released), re.MULTILINE | re.DOTALL)
-    measured = read_json(released / "results/generation.json")["samples"]
-    assert [sample.split() for sample in shown] == [sample.split() for sample in measured]
+def test_the_samples_are_the_first_five_generated_documents(released):
+    shown = re.findall(r"^~~~~~~text\n(.*?)\n~~~~~~$", evaluation_page(released), re.MULTILINE | re.DOTALL)
+    generated = read_json(released / "results/generation.json")["samples"]
+    assert [sample.split() for sample in shown] == [sample.split() for sample in generated]
     assert len(shown) == 5
 
 
-def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released):
-    for page in (released / "README.md", released / "docs/evaluation.md"):
-        text = page.read_text(encoding="utf-8")
-        section = text.partition(BEGIN)[2].partition(END)[0] or text
-        assert "{{" not in section and "{%" not in section
-        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", section)
-        not_of_the_copy = {"docs/corpus.md"}  # the project has it
-        assert all((page.parent / link).exists() for link in set(links) - not_of_the_copy)
-        pictures = {Path(link).name for link in links if link.endswith(".png")}
-        assert pictures >= {"bits_per_byte.png", "decades_and_sections.png", "minimal_pairs.png"}
-        held_out, beside = (read_json(released / f"results/{name}.json") for name in ("held_out", "beside"))
-        for found in (held_out["model"], held_out["untrained"], beside["models"]["the same"]):
-            assert (
-                f"| {found['bits_per_byte']:.4f} | {found['interval'][0]:.4f} to {found['interval'][1]:.4f} |" in text
-            )
-        pairs = read_json(released / "results/minimal_pairs.json")["scores"]
-        assert all(
-            f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text for kind, found in pairs.items()
-        )
-        harder = read_json(released / "results/minimal_pairs.json")["harder"]["scores"]
-        assert all(
-            f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text
-            for kind, found in harder.items()
-        )
-        memorised = read_json(released / "results/memorisation.json")
-        assert all(f"{memorised[split]['matching_tokens']['mean']:.1%} (" in text for split in ("training", "held_out"))
-        bits = [memorised[split]["abstracts"]["bits_per_byte"] for split in ("training", "held_out")]
-        assert all(f"| {found:.4f} |" in text for found in bits) and "too few documents to tell" in text
+def test_the_documents_link_to_existing_files_and_have_no_unfilled_templates(released):
+    not_in_the_copy = {"corpus.md"}  # the project has it
+    for page, text in (
+        (released / "README.md", results_table(released)),
+        (released / "docs/evaluation.md", evaluation_page(released)),
+        (released / "docs/training-data.md", training_page(released)),
+    ):
+        assert "{{" not in text and "{%" not in text
+        links = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", text))
+        assert links and all((page.parent / link).exists() for link in links - not_in_the_copy)
+
+
+def test_the_results_table_has_one_row_for_each_main_result_with_its_baselines(released):
+    table = results_table(released).replace("\\|", "/")
+    rows = [row.strip("|").split("|") for row in table.splitlines() if row.startswith("|")]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    held_out, baselines, pubmed, pairs, pubmedqa, memorization = (
+        read_json(released / f"results/{name}.json")
+        for name in ("held_out", "baselines", "pubmed", "minimal_pairs", "pubmedqa", "memorization")
+    )
+    value, interval, compared = cells["bits per byte of held-out abstracts"]
+    assert value == f"**{held_out['model']['bits_per_byte']:.4f}**"
+    assert interval == "{:.4f} to {:.4f}".format(*held_out["model"]["interval"])
+    others = {
+        "untrained": held_out["untrained"]["bits_per_byte"],
+        "same / model": baselines["models"]["same | model"]["bits_per_byte"],
+        "xz": held_out["xz"]["together"],
+    }
+    assert compared == "; ".join(f"{name} {bits:.4f}" for name, bits in others.items())
+    assert (
+        cells[f"bits per byte of {pubmed['documents']} held-out PubMed citations"][0]
+        == f"{pubmed['bits_per_byte']:.4f}"
+    )
+    rates = [found["scores"]["all"]["win_rate"]["share"] for found in (pairs, pairs["harder"])]
+    names = [name for name in cells if "minimal pairs" in name]
+    assert [cells[name][0] for name in names] == [f"{rate:.1%}" for rate in rates]
+    answers = pubmedqa["pubmedqa"]
+    assert cells["PubMedQA, accuracy, zero-shot"][0] == f"{answers['accuracy']['share']:.1%}"
+    assert cells["PubMedQA, accuracy, zero-shot"][2] == 'always "yes" 50.0%'
+    assert cells["PubMedQA, macro-F1, zero-shot"][0] == f"{answers['macro_f1']['mean']:.3f}"
+    training, unseen = (memorization[split]["abstracts"]["bits_per_byte"] for split in ("training", "held_out"))
+    value, _, baseline = cells["memorization: bits per byte of training abstracts"]
+    assert (value, baseline) == (f"{training:.4f}", f"held-out abstracts {unseen:.4f}")
+    assert answers["at_chance"] and "at chance" in results_table(released)
+
+
+def test_the_evaluation_page_shows_the_results_of_each_metric(released):
+    text = evaluation_page(released)
+    assert {Path(link).name for link in re.findall(r"\]\(([^)]+\.png)\)", text)} == set(FIGURES)
+    held_out, baselines = (read_json(released / f"results/{name}.json") for name in ("held_out", "baselines"))
+    for found in (held_out["model"], held_out["untrained"], baselines["models"]["same | model"]):
+        assert f"| {found['bits_per_byte']:.4f} | {found['interval'][0]:.4f} to {found['interval'][1]:.4f} |" in text
+    pairs = read_json(released / "results/minimal_pairs.json")
+    for scores in (pairs["scores"], pairs["harder"]["scores"]):
+        for kind, found in scores.items():
+            assert f"| {kind} | {found['pairs']} | {found['win_rate']['share']:.1%} (" in text
+    memorization = read_json(released / "results/memorization.json")
+    for split in ("training", "held_out"):
+        assert f"{memorization[split]['matching_tokens']['mean']:.1%} (" in text
+        assert f"| {memorization[split]['abstracts']['bits_per_byte']:.4f} |" in text
+    assert "too few documents to tell" in text
+    footprint = read_json(released / "results/footprint.json")
+    assert f"| fp32 | {footprint['sizes']['precisions']['fp32']['file_bytes']:,} |" in text
+    assert f"of {footprint['machine']}." in text and f"torch {torch.__version__}" in text
+    assert f"`{hashlib.sha256((released / 'model.safetensors').read_bytes()).hexdigest()}`" in text
 
 
 @pytest.mark.parametrize(
@@ -268,58 +321,60 @@ def test_both_pages_show_each_measure_and_lead_to_files_that_are_there(released)
     [
         (
             (0.75, [0.7, 0.79]),
-            "has memorized part of its training text**: abstracts that it was trained on take 6.2% fewer",
+            "has memorized part of its training text**: training abstracts need 6.2% fewer bits per byte",
         ),
         ((0.75, [0.7, 0.81]), "overlap, so this metric shows no memorization"),
         ((0.9, [0.85, 0.95]), "overlap, so this metric shows no memorization"),
         ((0.75, None), "too few documents to tell"),
     ],
 )
-def test_the_card_says_plainly_whether_the_model_has_memorized_its_text(training, message):
+def test_the_evaluation_page_says_whether_the_model_has_memorized_its_training_text(training, message):
     def measured(bits: float, interval: list[float] | None) -> dict[str, Any]:
         return {"documents": 500, "chosen_from": 900, "bits_per_byte": bits, "interval": interval}
 
-    memorisation = {
+    memorization = {
         "training": {"abstracts": measured(*training)},
         "held_out": {"abstracts": measured(0.8, [0.795, 0.86])},
     }
     held_out = {"data": "abstracts.jsonl", "model": measured(0.81, [0.8, 0.82])}
-    table = templates().get_template("tables.jinja").module.memorized(memorisation, held_out)
+    table = environment("healthslm.release").get_template("tables.jinja").module.memorized(memorization, held_out)
     assert message in table and table.count("**") in (0, 2)
     assert f"| training documents | 500 of 900 | {training[0]:.4f} |" in table
 
 
-def test_tables_have_as_many_cells_in_each_row(released):
-    for page in ("README.md", "docs/evaluation.md"):
-        text = (released / page).read_text(encoding="utf-8").replace("\\|", "")
+def test_all_rows_of_a_table_have_the_same_number_of_cells(released):
+    for page in (results_table(released), evaluation_page(released), training_page(released)):
+        text = page.replace("\\|", "")
         for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
             assert len({row.count("|") for row in table.splitlines()}) == 1, table
             assert re.fullmatch(r"\|( ---:? \|)+", table.splitlines()[1]), table
 
 
-def test_figures_are_pictures_without_a_trace_of_when_or_with_what_they_were_made(released):
-    for name in (TRAINING, *FIGURES):
+def test_figures_are_images_without_times_and_versions(released):
+    for name in (TRAINING_CURVE, *FIGURES):
         with Image.open(released / "docs/evaluation" / name) as image:
             assert image.format == "PNG" and image.width > 600
             assert image.info.keys() <= {"dpi"}
             assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 10
 
 
-def test_the_card_says_how_much_text_each_model_was_trained_on(released):
-    rows = re.findall(r"^\| ([^|]+) \| ([\d,]*) \| ([\d,]*) \| \d\.\d{4} \|", readme(released), re.MULTILINE)
+def test_the_comparison_shows_the_training_tokens_of_each_model(released):
+    section = evaluation_page(released).partition("## Bits per byte of held-out abstracts")[2].partition("\n## ")[0]
+    text = section.replace("\\|", "/")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]*) \| ([\d,]*) \| \d\.\d{4} \|", text, re.MULTILINE)
     assert {name: tokens for name, _, tokens in rows} == {
         "**HealthSLM**": f"{STEPS * BATCH_TOKENS:,}",
-        "the same network, untrained": "0",
-        "the same": f"{STEPS * BATCH_TOKENS:,}",
+        "HealthSLM, untrained": "0",
+        "same / model": f"{STEPS * BATCH_TOKENS:,}",
     }
 
 
 def test_the_metrics_of_the_run_are_published_up_to_the_step_of_the_weights(inputs, released):
-    """Here the run's last evaluation is the best, so these are all."""
+    """All of them here, since the last evaluation is the best."""
     assert (released / "results/training/metrics.jsonl").read_bytes() == (inputs.run / "metrics.jsonl").read_bytes()
 
 
-def test_the_recipe_of_the_run_is_published_without_the_folders_of_the_machine(inputs, released):
+def test_the_recipe_of_the_run_is_published_without_local_folders(inputs, released):
     published = (released / "results/training/config.yaml").read_text(encoding="utf-8")
     assert str(inputs.folders.tokens.parent) not in published
     of_run, found = yaml.safe_load((inputs.run / "config.yaml").read_text(encoding="utf-8")), yaml.safe_load(published)
@@ -327,8 +382,8 @@ def test_the_recipe_of_the_run_is_published_without_the_folders_of_the_machine(i
     assert {"model", "max_tokens", "seed", "context", "betas"} <= found.keys()
 
 
-def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options, root, tmp_path, monkeypatch):
-    """The speed of generation would not be the same twice."""
+def test_a_release_that_failed_late_does_not_evaluate_again(inputs, options, root, tmp_path, monkeypatch):
+    """Measuring the speed of generation twice would give different results."""
     run = shutil.copytree(inputs.run, tmp_path / "run", ignore=shutil.ignore_patterns("results"))
 
     def fail(*arguments: Any) -> None:
@@ -338,12 +393,12 @@ def test_a_release_that_failed_at_its_end_does_not_measure_again(inputs, options
         patch.setattr(release_module, "write_pages", fail)
         with pytest.raises(OSError, match="No space left"):
             release(options(root, run=run))
-    measured = (run / "results/footprint.json").read_bytes()
+    first = (run / "results/footprint.json").read_bytes()
     release(options(root, run=run))
-    assert (root / "results/footprint.json").read_bytes() == measured
+    assert (root / "results/footprint.json").read_bytes() == first
 
 
-def test_a_model_that_is_no_better_is_refused_in_a_line_that_names_both_figures(inputs, released_copy, run_script_here):
+def test_a_model_that_is_not_better_is_refused_naming_both_results(inputs, released_copy, run_script_here):
     before = checksums(released_copy)
     bits = read_json(released_copy / "results/held_out.json")["model"]["bits_per_byte"]
     files = {"corpus": inputs.folders.corpus, "tokens": inputs.folders.tokens, **inputs.files}
@@ -352,20 +407,22 @@ def test_a_model_that_is_no_better_is_refused_in_a_line_that_names_both_figures(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"error: not released: {bits:.4f} bits per byte on abstracts.jsonl; the released model has {bits:.4f}, "
-        "and 0.01 less is asked for; --force releases it anyway"
+        "which must improve by 0.01; use --force to release it"
     )
     assert checksums(released_copy) == before
 
 
-def test_a_model_that_is_no_better_is_released_by_force(options, released_copy):
-    """In the place of another one, whose results were better."""
+def test_a_model_that_is_not_better_is_released_with_force(options, released_copy):
+    """It replaces another model with better results."""
     expected = readme(released_copy)
     path = released_copy / "results/held_out.json"
     found = read_json(path)
     found["model"]["bits_per_byte"] = 0.5
     path.write_text(json.dumps(found), encoding="utf-8")
     (released_copy / "model.safetensors").write_bytes(b"other weights")
-    (released_copy / "README.md").write_text(expected.replace("## The released model", "## Another"), encoding="utf-8")
+    (released_copy / "README.md").write_text(
+        expected.replace("The released weights", "Other weights"), encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"bits per byte on abstracts.jsonl; the released model has 0.5000"):
         release(options(released_copy))
     release(options(released_copy, force=True))
@@ -380,12 +437,14 @@ def test_a_model_that_is_no_better_is_released_by_force(options, released_copy):
     ("better_by", "bytes_of_text", "problem"),
     [
         (0.011, 100, None),
-        (0.009, 100, "the released model has 1.0090, and 0.01 less"),
-        (-0.2, 100, "the released model has 0.8000, and 0.01 less"),
-        (0.5, 99, "the released model has 1.5000 on other documents, old.jsonl"),
+        (0.009, 100, "the released model has 1.0090, which must improve by 0.01"),
+        (-0.2, 100, "the released model has 0.8000, which must improve by 0.01"),
+        (0.5, 99, r"the released model was measured on other documents, old.jsonl \(1.5000\)"),
     ],
 )
-def test_a_hundredth_of_a_bit_on_the_same_documents_is_asked_for(tmp_path, better_by, bytes_of_text, problem):
+def test_a_release_must_improve_by_a_hundredth_of_a_bit_on_the_same_documents(
+    tmp_path, better_by, bytes_of_text, problem
+):
     released = {"data": "old.jsonl", "model": {"bits_per_byte": 1 + better_by, "bytes": bytes_of_text}}
     (tmp_path / "held_out.json").write_text(json.dumps(released), encoding="utf-8")
     new = {"data": "new.jsonl", "model": {"bits_per_byte": 1.0, "bytes": 100}}
@@ -397,9 +456,9 @@ def test_a_hundredth_of_a_bit_on_the_same_documents_is_asked_for(tmp_path, bette
             check_improvement(new, tmp_path / "held_out.json")
 
 
-@pytest.mark.parametrize("step", ["evaluate_release", "write_evaluation_figures", "write_pages", "publish"])
+@pytest.mark.parametrize("step", ["evaluate_release", "write_figures", "write_pages", "publish"])
 def test_a_step_that_fails_leaves_the_repository_as_it_was(root, options, monkeypatch, step):
-    """Publishing fails when other files are in their places already, the others when they have done their work."""
+    """Publishing fails after some files were published, the other steps after they are done."""
     before, done, original = checksums(root), [], getattr(release_module, step)
 
     def fail(*arguments: Any) -> None:
@@ -437,7 +496,7 @@ def test_files_are_published_all_or_none(tmp_path, monkeypatch, failing):
         publish_all(new, root, tmp_path / "old")
     assert checksums(root) == before
     monkeypatch.setattr(release_module, "publish", publish)
-    for name in wanted:  # those before the failure were moved
+    for name in wanted:  # some were moved before the failure
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         (new / name).write_text("same" if name == "same" else f"new {name[-1]}", encoding="utf-8")
     publish_all(new, root, tmp_path / "old")
@@ -465,22 +524,27 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (change_tokenizer, r"tokenizer.json: not the tokenizer of .*root, byte for byte"),
-        (change_config, r"config.json: not the network of .*root/config.json: other rms_norm_eps"),
+        (change_tokenizer, r"tokenizer.json: differs from the tokenizer of .*root"),
+        (change_config, r"config.json: differs from .*root/config.json in rms_norm_eps"),
         (
             change_weights(lambda tensors: tensors.pop("model.norm.weight")),
-            r"model.safetensors: 106,752 weights in 19 tensors, not the network's 106,816 in 20",
+            r"model.safetensors: 106,752 weights in 19 tensors, but the model has 106,816 in 20",
         ),
         (
             change_weights(lambda tensors: tensors["model.norm.weight"].fill_(math.nan)),
-            "model.safetensors: weights that are not finite in model.norm.weight",
+            "model.safetensors: model.norm.weight has weights that are not finite",
         ),
-        (lambda model: (model / "model.safetensors").write_bytes(b"cut"), "model.safetensors: cannot be read: "),
-        (lambda model: (model / "model.safetensors").unlink(), "there is no model.safetensors in it"),
+        (lambda model: (model / "model.safetensors").write_bytes(b"cut"), "model.safetensors: can't be read: "),
+        (
+            lambda model: (model / "model.safetensors").unlink(),
+            "not a trained model with its tokenizer: model.safetensors is missing",
+        ),
     ],
     ids=["tokenizer", "config", "missing tensor", "not finite", "damaged", "no weights"],
 )
-def test_a_model_that_is_not_the_repository_s_is_refused(inputs, options, root, tmp_path, damage, problem):
+def test_a_model_with_another_tokenizer_architecture_or_broken_weights_is_refused(
+    inputs, options, root, tmp_path, damage, problem
+):
     model = shutil.copytree(inputs.run / "best", tmp_path / "model")
     damage(model)
     before = checksums(root)
@@ -490,7 +554,7 @@ def test_a_model_that_is_not_the_repository_s_is_refused(inputs, options, root, 
     assert checksums(root) == before
 
 
-def test_what_the_card_could_not_tell_truly_is_refused(inputs, options, root, tmp_path):
+def test_a_release_with_other_data_or_an_incomplete_run_is_refused(inputs, options, root, tmp_path):
     other_file = tmp_path / "other.jsonl"
     other_file.write_text(json.dumps(held_out_rows()[0]), encoding="utf-8")
     no_config = shutil.copytree(inputs.run, tmp_path / "no config")
@@ -500,26 +564,78 @@ def test_what_the_card_could_not_tell_truly_is_refused(inputs, options, root, tm
     other_tokens = shutil.copytree(inputs.folders.tokens, tmp_path / "tokens")
     (other_tokens / "tokens.json").write_text(json.dumps(read_json(other_tokens / "tokens.json")), encoding="utf-8")
     for changes, problem in [
-        ({"held_out": other_file}, "other.jsonl: not held out of .*corpus, by its checksum"),
-        ({"pubmedqa": other_file}, "other.jsonl: not held out of .*corpus, by its checksum"),
-        ({"run": no_config}, "no config: not a run folder, it has no config.yaml"),
-        ({"run": no_metrics}, "no metrics: its metrics.jsonl has no training step"),
+        ({"held_out": other_file}, "other.jsonl: not held out of .*corpus: build the corpus with --held-out"),
+        ({"pubmedqa": other_file}, "other.jsonl: not held out of .*corpus: build the corpus with --held-out"),
+        ({"run": no_config}, "no config: no run of scripts/pretrain.py, for there is no config.yaml in it"),
+        ({"run": no_metrics}, "no metrics: no update stands in its metrics.jsonl"),
         ({"tokens": other_tokens}, "tokens: not the tokens that .*run was trained on"),
     ]:
         with pytest.raises(UserError, match=problem):
             release(options(root, **changes))
     shutil.rmtree(root / "docs/corpus-card")
-    with pytest.raises(UserError, match="corpus-card/README.md: not the card of .*corpus: write it by"):
+    with pytest.raises(
+        UserError, match="corpus-card/README.md: not the card of .*corpus: write it with scripts/describe_corpus.py"
+    ):
         release(options(root))
 
 
-def test_the_command_takes_the_run_without_a_name_and_the_recipe_of_the_evaluation(repository):
+def test_the_command_takes_the_run_as_an_argument_and_the_recipe_of_the_evaluation(repository):
     options = parse(ReleaseOptions, ["runs/a", "--recipe", str(repository / "configs/evaluation.yaml")])
     assert (options.run, options.root, options.model) == (Path("runs/a"), repository, None)
-    assert options.beside["GPT-2"] == "openai-community/gpt2"
+    assert options.baselines["GPT-2"] == "openai-community/gpt2"
 
 
 @pytest.mark.parametrize("text", ["no marks", f"{BEGIN}\n", f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_a_readme_without_a_place_for_the_section_is_refused(text):
+def test_a_readme_without_marks_for_the_results_is_refused(text):
     with pytest.raises(UserError, match=r"README.md: expected one line <!-- release.* one line <!-- /release -->"):
-        insert_section(f"---\nlicense: mit\n---\n{text}", "section", [])
+        insert_results(f"---\nlicense: mit\n---\n{text}", "table", [])
+
+
+def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    (folder / "config.yaml").write_text("max_tokens: 400\nseed: 0\nmuon_learning_rate: 0.01\n", encoding="utf-8")
+    return folder
+
+
+RECORDS = [
+    {"update": 0, "tokens": 0, "hardware": "a laptop"},
+    {"update": 0, "tokens": 0, "validation_bits_per_byte": 3.0},
+    {"update": 1, "tokens": 100, "loss": 2.0, "tokens_per_second": 10.0},
+    {"update": 2, "tokens": 300, "loss": 2.0, "tokens_per_second": 50.0},
+    {"update": 2, "tokens": 300, "validation_bits_per_byte": 1.5},
+    {"update": 2, "tokens": 300, "hardware": "a server"},
+    {"update": 3, "tokens": 400, "skipped": {}},
+    {"update": 4, "tokens": 500, "loss": 2.0, "tokens_per_second": 100.0},
+    {"update": 4, "tokens": 500, "validation_bits_per_byte": 1.6},
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "update", "tokens", "seconds", "skipped", "hardware"),
+    [
+        ("best", 2, 300, 10 + 4, 0, ["a laptop", "a server"]),
+        ("checkpoints/step-1", 1, 100, 10, 0, ["a laptop"]),
+        ("elsewhere", 4, 500, 10 + 4 + 1, 1, ["a laptop", "a server"]),
+    ],
+)
+def test_a_model_is_reported_as_of_the_step_at_which_it_was_saved(
+    tmp_path, model, update, tokens, seconds, skipped, hardware
+):
+    run = write_run(tmp_path / "run", RECORDS)
+    report = report_training(run, run / model)
+    assert (report.update, report.tokens, report.skipped) == (update, tokens, skipped)
+    assert report.hours * 3600 == pytest.approx(seconds)
+    assert report.hardware == hardware
+    assert report.recipe == {"max_tokens": 400, "muon_learning_rate": 0.01}
+
+
+def test_a_recipe_names_a_local_initial_model_by_its_folder_name_only(tmp_path):
+    report = TrainingReport(RECORDS, {"model": str(tmp_path / "first"), "seed": 0}, [])
+    assert report.recipe == {"model": "first"}
+    assert replace(report, config={"model": "openai-community/gpt2"}).recipe == {"model": "openai-community/gpt2"}
+
+
+def test_hardware_is_described_in_words():
+    assert re.fullmatch(r"\d+ cores of \S.*", describe_hardware(torch.device("cpu")))
+    assert describe_hardware(torch.device("mps"), processes=2) == "2 x mps"

@@ -1,9 +1,9 @@
-"""One command takes every measure of a model: each is that of its own module, on the files that the options name."""
+"""One command computes all metrics of a model, each on its declared inputs, and keeps those that are up to date."""
 
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,25 @@ from healthslm.arguments import parse
 from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
 from healthslm.evaluation.generation_quality import generate_documents
-from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, ReleaseEvaluationOptions, evaluate_release, read_results
+from healthslm.evaluation.metrics import (
+    INPUTS,
+    METRICS,
+    PUBMED_IDS,
+    ReleaseEvaluationOptions,
+    evaluate_release,
+    read_results,
+)
 from healthslm.models import make_model
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.packing import PackedSequences
+from healthslm.training.packing import PackedRows
 
-NOT_REPEATABLE = "footprint.json"  # the time that generating takes
+NOT_REPEATABLE = "footprint.json"  # it contains times
 
 
 @pytest.fixture(scope="module")
 def model(sample_folders, tmp_path_factory) -> Path:
-    """An untrained network with weights so wide that its predictions differ, and the sample's tokenizer."""
-    torch.manual_seed(1)  # of the untrained network beside it the seed is 0
+    """A random model with large weights, so that its predictions differ, and the sample's tokenizer."""
+    torch.manual_seed(1)  # the untrained baseline has seed 0
     folder = tmp_path_factory.mktemp("model")
     make_model(NETWORK | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -41,11 +48,11 @@ def model(sample_folders, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(sample_folders, model, tmp_path_factory) -> Path:
-    """The keys of configs/evaluation.yaml, with the files of the test."""
+    """A recipe with the keys of configs/evaluation.yaml and the files of the test."""
     folder = tmp_path_factory.mktemp("inputs")
     values = {"corpus": sample_folders.corpus, "tokens": sample_folders.tokens, **write_inputs(folder)}
-    beside = {"the same again": str(model), "GPT-2": "openai-community/gpt2"}
-    recipe = {name: str(path) for name, path in values.items()} | {"beside": beside, "documents": 6}
+    baselines = {"the same model": str(model), "GPT-2": "openai-community/gpt2"}
+    recipe = {name: str(path) for name, path in values.items()} | {"baselines": baselines, "documents": 6}
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder / "evaluation.yaml"
 
@@ -57,29 +64,56 @@ def options(recipe, model, tmp_path_factory) -> ReleaseEvaluationOptions:
 
 
 @pytest.fixture(scope="module")
-def results(options) -> dict[str, Any]:
-    evaluate_release(options)
+def results(options, tmp_path_factory) -> dict[str, Any]:
+    """The results of all metrics, each computed while the files and models that it doesn't declare as inputs are
+    missing."""
+    missing = tmp_path_factory.mktemp("missing") / "file.jsonl"
+    for metric in METRICS.values():
+        hidden = {name: missing for name in ("corpus", "tokens", "held_out", "pubmedqa") if name not in metric.inputs}
+        hidden |= {name: str(missing) for name in ("model",) if name not in metric.inputs}
+        hidden |= {name: 10**9 for name in ("documents",) if name not in metric.inputs}
+        hidden |= {name: {"no": str(missing)} for name in ("baselines",) if name not in metric.inputs}
+        evaluate_release(replace(options, only=[metric.name], **hidden))
     return read_results(options.output)
 
 
-def test_every_measure_is_a_file_that_says_what_it_was_measured_on(options, results):
-    assert {path.name for path in options.output.iterdir()} == {f"{name}.json" for name in MEASURES} | {PUBMED_IDS}
-    for measure in MEASURES:
-        inputs = json.loads((options.output / f"{measure}.json").read_text(encoding="utf-8"))["inputs"]
-        weights = hashlib.sha256((Path(options.model) / "model.safetensors").read_bytes()).hexdigest()
-        assert inputs["the same again" if measure == "beside" else "model"] == weights
-        assert inputs["abstracts.jsonl"] == hashlib.sha256(options.held_out.read_bytes()).hexdigest()
+def test_each_metric_is_a_file_with_its_version_its_inputs_and_the_software(options, results):
+    assert {path.name for path in options.output.iterdir()} == {f"{name}.json" for name in METRICS} | {PUBMED_IDS}
+    checksums = {
+        "model": Path(options.model) / "model.safetensors",
+        "corpus": options.corpus / "report.json",
+        "tokens": options.tokens / "tokens.json",
+        "held_out": options.held_out,
+        "pubmedqa": options.pubmedqa,
+    }
+    expected = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in checksums.items()} | {
+        "baselines": {"the same model": hashlib.sha256(checksums["model"].read_bytes()).hexdigest()}
+        | {"GPT-2": "openai-community/gpt2"},
+        "documents": 6,
+        "training": None,
+    }
+    for name, metric in METRICS.items():
+        record = json.loads((options.output / f"{name}.json").read_text(encoding="utf-8"))
+        assert record["version"] == metric.version
+        assert record["inputs"] == {name: expected[name] for name in metric.inputs}
+        assert record["software"]["torch"] == torch.__version__
+        assert not {"version", "inputs", "software"} & results[name].keys()
 
 
-def test_bits_per_byte_are_those_that_training_would_find(model, results):
-    """By `score_documents`, from tokens that are encoded here."""
+def test_inputs_are_options(options):
+    assert INPUTS.keys() <= {field.name for field in fields(options)}
+    assert {name for metric in METRICS.values() for name in metric.inputs} == INPUTS.keys()
+
+
+def test_bits_per_byte_equal_those_of_training(model, results):
+    """Those of `score_documents`, for texts that are tokenized here."""
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    opened = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
     texts = [f"{row['title']}\n{row['text']}" for row in held_out_rows()]
     documents = [
         np.array([tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]) for text in texts
     ]
-    score = score_documents(network, documents, [len(text.encode()) for text in texts])
+    score = score_documents(opened, documents, [len(text.encode()) for text in texts])
     found = results["held_out"]
     assert found["data"] == "abstracts.jsonl"
     assert found["model"]["bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-6)
@@ -88,22 +122,24 @@ def test_bits_per_byte_are_those_that_training_would_find(model, results):
     assert found["untrained"]["bits_per_byte"] != pytest.approx(score.bits_per_byte, rel=1e-3)
 
 
-def test_models_beside_it_are_measured_on_the_same_or_said_to_be_missing(results):
-    beside = results["beside"]["models"]
-    assert beside["the same again"] == results["held_out"]["model"] | {"training_tokens": None}
-    assert beside["GPT-2"].keys() == {"not_measured", "training_tokens"}
+def test_baselines_are_measured_on_the_same_documents_or_reported_as_missing(results):
+    baselines = results["baselines"]["models"]
+    assert baselines["the same model"] == results["held_out"]["model"] | {"training_tokens": None}
+    assert baselines["GPT-2"].keys() == {"not_measured", "training_tokens"}
 
 
-def test_the_published_set_are_the_pubmed_citations_of_both_held_out_splits(sample_folders, options, results):
+def test_the_published_set_contains_the_pubmed_citations_of_both_held_out_splits(sample_folders, options, results):
     files = [path for split in ("validation", "test") for path in (sample_folders.corpus / split).glob("*.parquet")]
     rows = [row for path in files for row in pq.read_table(path).to_pylist() if row["source"] == "pubmed"]
-    lines = (options.output / PUBMED_IDS).read_text(encoding="utf-8").splitlines()
-    assert {json.loads(line)["id"] for line in lines} == {row["id"] for row in rows}
+    published = json.loads((options.output / PUBMED_IDS).read_text(encoding="utf-8"))
+    assert {document["id"] for document in published["documents"]} == {row["id"] for row in rows}
+    report = json.loads((sample_folders.corpus / "report.json").read_text(encoding="utf-8"))
+    assert published["settings"] == report["settings"]
     assert results["pubmed"]["documents"] == len(rows) > 0
     assert sum(decade["documents"] for decade in results["pubmed"]["by_decade"].values()) == len(rows)
 
 
-def test_pairs_are_of_held_out_documents_and_of_several_kinds(results):
+def test_pairs_come_from_held_out_documents_and_have_several_kinds(results):
     scores, pairs = results["minimal_pairs"]["scores"], results["minimal_pairs"]["pairs"]
     texts = [row["text"] for row in held_out_rows()]
     assert (
@@ -118,7 +154,7 @@ def test_pairs_are_of_held_out_documents_and_of_several_kinds(results):
     assert places[0] == places[1]
 
 
-def test_all_questions_are_asked_and_those_of_the_hub_are_said_to_be_missing(results):
+def test_all_questions_are_asked_and_hub_tasks_are_reported_as_missing(results):
     found = results["pubmedqa"]
     assert np.sum(found["pubmedqa"]["confusion"], axis=1).tolist() == [
         DECISIONS.count(option) for option in found["pubmedqa"]["options"]
@@ -127,78 +163,81 @@ def test_all_questions_are_asked_and_those_of_the_hub_are_said_to_be_missing(res
     assert found["medmcqa"].keys() == found["medqa_4options"].keys() == {"not_reached"}
 
 
-def test_samples_are_the_first_documents_that_were_measured(model, results):
+def test_samples_are_the_first_generated_documents(model, results):
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
-    documents = generate_documents(network, tokenizer, count=6, seed=0)
+    opened = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    documents = generate_documents(opened, tokenizer, count=6, seed=0)
     assert results["generation"]["samples"] == [
         tokenizer.decode(ids, skip_special_tokens=True) for ids in documents[:5]
     ]
     assert results["generation"]["documents"]["generated"]["documents"] == 6
 
 
-def test_memorised_text_is_looked_for_in_training_and_held_out_documents(results):
-    for found in results["memorisation"].values():
+def test_memorization_is_tested_on_training_and_held_out_documents(results):
+    for found in results["memorization"].values():
         assert 0 < found["documents"] <= 12 and len(found["matching_by_position"]) == 50
-    assert list(results["memorisation"]) == ["training", "held_out"]
+    assert list(results["memorization"]) == ["training", "held_out"]
 
 
-def test_training_abstracts_are_compared_with_held_out_ones_in_bits_per_byte(model, sample_folders, options, results):
+def test_bits_per_byte_of_training_and_held_out_abstracts_are_compared(model, sample_folders, options, results):
     splits = {"training": ("train",), "held_out": ("validation", "test")}
-    network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    opened = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
     for name, folders in splits.items():
         files = [path for folder in folders for path in sorted((sample_folders.corpus / folder).glob("*.parquet"))]
         rows = [row for path in files for row in pq.read_table(path).to_pylist()]
-        found = results["memorisation"][name]["abstracts"]
+        found = results["memorization"][name]["abstracts"]
         assert found["chosen_from"] == sum(row["kind"] == "abstract" for row in rows)
         assert found["documents"] == min(options.documents, found["chosen_from"])
     texts = [f"{row['title']}\n{row['text']}" for row in rows]
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
     tokens = [np.array([tokenizer.eos_token_id, *tokenizer.encode(t, add_special_tokens=False)]) for t in texts]
     chosen = np.random.default_rng(0).permutation(len(rows))[: options.documents]
-    score = score_documents(network, [tokens[i] for i in chosen], [len(texts[i].encode()) for i in chosen])
+    score = score_documents(opened, [tokens[i] for i in chosen], [len(texts[i].encode()) for i in chosen])
     assert found["bytes"] == score.bytes and found["bits_per_byte"] == pytest.approx(score.bits_per_byte, rel=1e-6)
 
 
-def test_a_corpus_that_the_tokens_are_not_of_is_refused(options, tmp_path):
+def test_tokens_of_another_corpus_are_refused(options, tmp_path):
     corpus = shutil.copytree(options.corpus, tmp_path / "corpus")
     file = next((corpus / "train").glob("*.parquet"))
     pq.write_table(pq.read_table(file)[1:], file)
-    with pytest.raises(UserError, match="tokens: not the tokens of .*corpus: .* documents and not .* in train"):
-        evaluate_release(replace(options, corpus=corpus, output=tmp_path / "some", only=["memorisation"]))
+    with pytest.raises(
+        UserError,
+        match="tokens: not the tokens of .*corpus: .* documents instead of .* in train; tokenize the corpus again",
+    ):
+        evaluate_release(replace(options, corpus=corpus, output=tmp_path / "some", only=["memorization"]))
 
 
-def test_a_gpu_that_is_not_there_is_missed_before_anything_is_measured(options, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_reported_before_anything_is_computed(options, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: PyTorch .* finds no GPU here; use --device cpu"):
-        evaluate_release(replace(options, device="cuda", output=tmp_path / "some", only=["beside"]))
+        evaluate_release(replace(options, device="cuda", output=tmp_path / "some", only=["baselines"]))
     assert not (tmp_path / "some").exists()
 
 
-def test_where_the_run_is_told_memorised_text_is_looked_for_in_what_it_has_read(options, results, tmp_path):
-    """Of a run that has read 16 sequences, the documents that these open, and no other."""
+def test_memorization_of_a_known_run_is_tested_on_documents_that_it_has_read(options, results, tmp_path):
+    """A run that has read 16 sequences, and the documents that begin in them."""
     run = tmp_path / "run"
     run.mkdir()
     recipe = {"context": 256, "seed": 3}
     (run / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    record = {"step": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
+    record = {"update": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    evaluate_release(replace(options, output=tmp_path / "some", training=run, only=["memorisation"]))
-    found = json.loads((tmp_path / "some/memorisation.json").read_text(encoding="utf-8"))
+    evaluate_release(replace(options, output=tmp_path / "some", training=run, only=["memorization"]))
+    found = json.loads((tmp_path / "some/memorization.json").read_text(encoding="utf-8"))
 
     train = TokenizedSplit(options.tokens, "train")
-    sequences = PackedSequences(train, 256, seed=3)
-    assert sequences.sequences_per_epoch >= 16  # so that no document begins twice
+    rows = PackedRows(train, 256, seed=3)
+    assert rows.rows_per_epoch >= 16  # so that no document begins twice
     opened = (
-        sequences.batch(range(16))["input_ids"][:, :157] == train.separator_id
-    ).sum()  # a sequence has 101 tokens from there
+        rows.batch(range(16))["input_ids"][:, :157] == train.separator_id
+    ).sum()  # documents of which the sequence has 101 tokens
     assert 0 < found["training"]["documents"] <= found["training"]["chosen_from"] == opened < len(train)
-    assert {"config.yaml", "metrics.jsonl"} <= found["inputs"].keys()
-    assert found["held_out"] == results["memorisation"]["held_out"]
-    assert results["memorisation"]["training"]["chosen_from"] == len(train)
+    assert found["inputs"]["training"] == {"tokens": 16 * 256, "context": 256, "seed": 3}
+    assert found["held_out"] == results["memorization"]["held_out"]
+    assert results["memorization"]["training"]["chosen_from"] == len(train)
 
 
-def test_the_same_again_gives_the_same_bytes(options, results, tmp_path, run_script, recipe):
+def test_evaluating_again_gives_the_same_bytes(options, results, tmp_path, run_script, recipe):
     done = run_script("evaluate_release", "--recipe", recipe, "--model", options.model, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     for path in options.output.iterdir():
@@ -206,21 +245,21 @@ def test_the_same_again_gives_the_same_bytes(options, results, tmp_path, run_scr
             assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_only_some_measures_are_taken_where_they_are_named(options, recipe, tmp_path):
+def test_only_the_named_metrics_are_computed(options, recipe, tmp_path):
     arguments = ["--recipe", str(recipe), "--model", options.model, "--output", str(tmp_path / "some")]
     evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "footprint"]))
     assert {path.name for path in (tmp_path / "some").iterdir()} == {"held_out.json", "footprint.json"}
-    with pytest.raises(UserError, match="no measure sense, only held_out, .*footprint$"):
+    with pytest.raises(UserError, match="unknown metric sense: choose from held_out, .*footprint$"):
         evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "sense"]))
 
 
-def test_what_was_measured_of_the_same_weights_and_data_is_kept_where_that_is_asked_for(options, tmp_path):
-    """The mark in a kept file is there afterwards; it would not be in one that was measured again."""
+def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monkeypatch):
+    """A file that was kept still has its mark afterwards; a file that was computed again does not."""
     model = shutil.copytree(options.model, tmp_path / "model")
-    some = replace(options, model=str(model), output=tmp_path / "some", only=["held_out", "beside"], keep=True)
+    some = replace(options, model=str(model), output=tmp_path / "some", only=["held_out", "baselines"], keep=True)
     evaluate_release(some)
 
-    def measured_again(**changes: Any) -> set[str]:
+    def computed_again(**changes: Any) -> set[str]:
         for name in some.only:
             marked = json.loads((some.output / f"{name}.json").read_text(encoding="utf-8")) | {"mark": True}
             (some.output / f"{name}.json").write_text(json.dumps(marked), encoding="utf-8")
@@ -228,23 +267,56 @@ def test_what_was_measured_of_the_same_weights_and_data_is_kept_where_that_is_as
         found = {name: json.loads((some.output / f"{name}.json").read_text(encoding="utf-8")) for name in some.only}
         return {name for name in some.only if "mark" not in found[name]}
 
-    assert measured_again() == set()
-    assert measured_again(keep=False) == {"held_out", "beside"}
-    assert measured_again(beside={"GPT-2": "openai-community/gpt2"}) == {"beside"}
+    assert computed_again() == set()
+    assert computed_again(keep=False) == {"held_out", "baselines"}
+    assert computed_again(baselines={"GPT-2": "openai-community/gpt2"}) == {"baselines"}
     evaluate_release(some)
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join(json.dumps(row) + "\n" for row in held_out_rows()[1:]), encoding="utf-8")
-    assert measured_again(held_out=fewer) == {"held_out", "beside"}
+    assert computed_again(held_out=fewer) == {"held_out", "baselines"}
     evaluate_release(some)
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"] *= 2
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    assert measured_again() == {"held_out"}
+    assert computed_again() == {"held_out"}
+    another = tmp_path / "questions.jsonl"
+    shutil.copy(options.pubmedqa, another)
+    with another.open("a", encoding="utf-8") as file:
+        file.write(another.read_text(encoding="utf-8"))
+    assert computed_again(pubmedqa=another) == set()  # neither metric reads it
+    newer = replace(METRICS["baselines"], version=METRICS["baselines"].version + 1)
+    monkeypatch.setitem(METRICS, "baselines", newer)
+    assert computed_again() == {"baselines"}
+    assert json.loads((some.output / "baselines.json").read_text(encoding="utf-8"))["version"] == newer.version
+    assert computed_again() == set()
 
 
-def test_the_recipe_of_the_release_is_read(repository):
+def test_a_baseline_that_is_missing_keeps_its_result_only_for_the_same_documents_and_version(
+    options, tmp_path, monkeypatch
+):
+    model = shutil.copytree(options.model, tmp_path / "model")
+    some = replace(options, baselines={"other": str(model)}, output=tmp_path / "some", only=["baselines"], keep=True)
+
+    def found(**changes: Any) -> dict[str, Any]:
+        evaluate_release(replace(some, **changes))
+        return json.loads((some.output / "baselines.json").read_text(encoding="utf-8"))["models"]["other"]
+
+    measured = found()
+    shutil.rmtree(model)
+    assert found() == measured and "bits_per_byte" in measured
+    evaluated = (some.output / "baselines.json").read_bytes()
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(json.dumps(row) + "\n" for row in held_out_rows()[1:]), encoding="utf-8")
+    assert "not_measured" in found(held_out=fewer)
+    (some.output / "baselines.json").write_bytes(evaluated)
+    newer = replace(METRICS["baselines"], version=METRICS["baselines"].version + 1)
+    monkeypatch.setitem(METRICS, "baselines", newer)
+    assert "not_measured" in found()
+
+
+def test_the_recipe_of_the_release_can_be_read(repository):
     recipe = str(repository / "configs" / "evaluation.yaml")
     options = parse(ReleaseEvaluationOptions, ["--recipe", recipe, "--model", ".", "--output", "results"])
     folders = (options.corpus, options.tokens, options.held_out, options.pubmedqa)
     assert all(path.resolve().is_relative_to(repository) for path in folders)
-    assert {"openai-community/gpt2", "microsoft/biogpt"} <= set(options.beside.values())
+    assert {"openai-community/gpt2", "microsoft/biogpt"} <= set(options.baselines.values())

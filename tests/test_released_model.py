@@ -1,4 +1,4 @@
-"""The released model opens from the repository's root with torch and transformers alone, and is what its card says."""
+"""The released model works with torch and transformers alone and has the results of its card."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from healthslm.evaluation.held_out import measure_held_out
+from healthslm.evaluation.metrics import METRICS
 
 NOT_NEEDED = (
     "accelerate", "bitsandbytes", "datasets", "datatrove", "duckdb", "jinja2", "jsonargparse", "lm_eval", "lxml",
@@ -22,7 +23,7 @@ NOT_NEEDED = (
 
 
 def write_and_score(folder: str, documents: str) -> dict:
-    """Run in a clean process: documents one at a time, in windows that overlap by half; and a sentence."""
+    """Run in a clean process: score documents one at a time, in windows that overlap by half, and generate text."""
     import math
     import pathlib
 
@@ -67,8 +68,8 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_it_writes_and_scores_with_torch_and_transformers_alone(repository, test_data, tmp_path):
-    """The longest documents among them, which take two windows."""
+def test_it_generates_and_scores_with_torch_and_transformers_alone(repository, test_data, tmp_path):
+    """Including the longest documents, which need two windows."""
     texts = sorted(held_out_texts(test_data)[:200], key=len)[-12:]
     found = in_clean_process(repository, tmp_path, texts)
     model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, dtype="float32")
@@ -87,19 +88,21 @@ def test_it_has_the_bits_per_byte_of_its_card(repository, test_data, tmp_path):
     assert found["bits_per_byte"] == pytest.approx(in_card, abs=0.001)
 
 
-def test_the_card_and_the_results_are_of_these_weights(repository):
+def test_the_documents_and_the_results_belong_to_these_weights(repository):
     path = repository / "model.safetensors"
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert f"`{checksum}`" in (repository / "README.md").read_text(encoding="utf-8")
-    results = {file.stem: read_json(file) for file in (repository / "results").glob("*.json")}
-    assert len(results) == 8
-    assert all(found["inputs"]["model"] == checksum for name, found in results.items() if name != "beside")
+    for page in ("docs/evaluation.md", "docs/training-data.md"):
+        assert f"`{checksum}`" in (repository / page).read_text(encoding="utf-8")
+    for name, metric in METRICS.items():
+        found = read_json(repository / f"results/{name}.json")
+        assert (found["version"], tuple(found["inputs"])) == (metric.version, metric.inputs)
+        assert found["inputs"].get("model", checksum) == checksum
     with safe_open(path, "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
-def test_its_weights_load_as_fp32_unless_another_type_is_named(repository):
-    """Of a file in bf16, which Transformers takes for the type where config.json names none."""
+def test_its_weights_load_as_fp32_by_default(repository):
+    """Although the file is in bf16, which Transformers would load if config.json named no type."""
     for named, expected in [
         ({}, torch.float32),
         ({"dtype": "auto"}, torch.float32),
@@ -109,9 +112,9 @@ def test_its_weights_load_as_fp32_unless_another_type_is_named(repository):
         assert {parameter.dtype for parameter in model.parameters()} == {expected}
 
 
-def test_the_hub_is_told_what_the_results_say(repository):
+def test_the_metadata_of_the_card_contain_the_results(repository):
     data = ModelCard.load(repository / "README.md").data
-    told = {(result.dataset_type, result.metric_type): result.metric_value for result in data.eval_results}
+    found = {(result.dataset_type, result.metric_type): result.metric_value for result in data.eval_results}
     bits = read_json(repository / "results/held_out.json")["model"]["bits_per_byte"]
-    assert told["held-out-abstracts", "bits_per_byte"] == pytest.approx(bits, abs=5e-5)
+    assert found["held-out-abstracts", "bits_per_byte"] == pytest.approx(bits, abs=5e-5)
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")

@@ -1,1 +1,1 @@
-"""What a model is worth, measured by definitions that hold for every model."""
+"""Evaluation of language models on biomedical text."""

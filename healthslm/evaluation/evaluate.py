@@ -1,4 +1,4 @@
-"""Evaluating a model on held-out documents."""
+"""Evaluate a model on held-out documents."""
 
 import logging
 
@@ -20,7 +20,7 @@ def evaluate(options: EvaluationOptions) -> None:
     """Measure loss, perplexity and bits per byte of a model on documents.
 
     Raises:
-        UserError: There is no such model, tokenizer, document or device.
+        UserError: There is no such model, tokenizer or device, or there are no documents.
     """
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model, options.device)
@@ -32,7 +32,7 @@ def evaluate(options: EvaluationOptions) -> None:
         if row.get("text")
     ][: options.documents]
     if not texts:
-        raise UserError(f"{' '.join(options.data)}: no document in a column `text`")
+        raise UserError(f"{' '.join(options.data)}: no documents with a column `text`")
     documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)]
     score = score_documents(
         model,
@@ -46,7 +46,7 @@ def evaluate(options: EvaluationOptions) -> None:
     if options.output is not None:
         write_json(options.output, result)
     logger.info(
-        "%s: %.4f bits per byte, loss %.4f, perplexity %.2f, on %d documents of %d tokens and %d bytes",
+        "%s: %.4f bits per byte, loss %.4f, perplexity %.2f on %d documents (%d tokens, %d bytes)",
         *(options.model, score.bits_per_byte, score.loss, score.perplexity),
         *(score.documents, score.tokens, score.bytes),
     )

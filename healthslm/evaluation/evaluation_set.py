@@ -1,20 +1,21 @@
-"""The held-out documents that come from PubMed: published without their text, and fetched from NCBI by who wants it.
+"""The held-out PubMed citations of a corpus: published without their text, and downloaded from NCBI by users.
 
-Abstracts are under their publishers' terms. What is published of the validation and the test split is therefore one
-line of JSON a document: its id, the number of its part, the year, the bytes and the SHA-256 of the text that was scored
-(title, newline and text, in UTF-8). `fetch_evaluation_set` asks NCBI's E-utilities for the records, makes text of them
-by the code that made the corpus, and keeps the documents whose text has that checksum.
+Abstracts are under their publishers' terms. So the published file, JSON, contains no text: only the settings with which
+the corpus was built and, for each document of its validation and test splits, the id, the chunk number, the year, and
+the size and SHA-256 of the evaluated text (title, newline and text in UTF-8). `fetch_evaluation_set` requests the
+records from NCBI's E-utilities, turns them into documents with the code and the settings that built the corpus, and
+keeps the documents whose checksum matches.
 
-NCBI's rules for the E-utilities, https://www.ncbi.nlm.nih.gov/books/NBK25497/: at most three requests a second, with
+NCBI's rules for the E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25497/): at most three requests per second, with
 the name of the program and an e-mail address.
 """
 
 import hashlib
-import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -24,7 +25,6 @@ import pyarrow.parquet as pq
 import requests
 from tqdm import tqdm
 
-from healthslm.corpus.build import CorpusOptions
 from healthslm.corpus.download import TERMS, FetchError, TransferError, fetch, open_session, with_retries
 from healthslm.corpus.pubmed import Record, read_records
 from healthslm.corpus.reader import split_files
@@ -36,116 +36,147 @@ from healthslm.corpus.splits import ChunkSplitter
 from healthslm.documents import DOCUMENT_SCHEMA, document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.options import FetchOptions
-from healthslm.files import file_sha256, remove_partials, replacing, write_json
+from healthslm.files import file_sha256, read_json, remove_partials, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("validation", "test")
 DOCUMENTS = "documents.parquet"
 REPORT = "report.json"
-BATCH_RECORDS = 200  # to a request: more would have to be posted
+BATCH_RECORDS = 200  # per request; more would need a POST request
 PAUSE = 0.35  # seconds before each request
 
+SETTINGS = {field.name for field in fields(Criteria)} | {"max_bytes"}
+"""The settings of a corpus that turn records into its documents."""
+
 _ID = re.compile(r"pmid:[1-9][0-9]*")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NO_RECORDS = re.compile(rb"<PubmedArticleSet\s*(?:/>|>\s*</PubmedArticleSet>)\s*\Z")
 
 
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A published evaluation set."""
+
+    settings: dict[str, Any]
+    """Settings of the corpus, see `SETTINGS`."""
+    documents: list[Row]
+    """The id, chunk and sha256 of each document, and more."""
+
+
 def read_held_out_pubmed(corpus: Path) -> list[Row]:
-    """The documents of a corpus's validation and test split that come from PubMed's XML, by PMID and part."""
+    """The documents of a corpus's validation and test splits that come from PubMed's XML, by PMID and chunk."""
     files = [file for split in SPLITS for file in split_files(corpus, split)]
-    return sorted((row for file in files for row in read_rows(str(file)) if row["source"] == PUBMED), key=_place)
+    return sorted((row for file in files for row in read_rows(str(file)) if row["source"] == PUBMED), key=_order)
 
 
-def write_evaluation_set(path: Path, documents: Iterable[Row]) -> None:
-    """Write what is published of documents of PubMed, by PMID and part, as JSON Lines."""
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
-        for document in sorted(documents, key=_place):
-            text = document_text(document["title"], document["text"])
-            entry = {name: document[name] for name in ("id", "part", "year")}
-            file.write(json.dumps(entry | {"bytes": len(text.encode()), "sha256": _sha256(text)}) + "\n")
+def write_evaluation_set(path: Path, documents: Iterable[Row], settings: Mapping[str, Any]) -> None:
+    """Write the published file of PubMed documents.
+
+    Args:
+        settings: Those of the report of the corpus.
+    """
+    entries = []
+    for document in sorted(documents, key=_order):
+        text = document_text(document["title"], document["text"])
+        entry = {"id": document["id"], "chunk": document["part"], "year": document["year"]}
+        entries.append(entry | {"bytes": len(text.encode()), "sha256": _sha256(text)})
+    write_json(path, {"settings": {name: settings[name] for name in sorted(SETTINGS)}, "documents": entries})
 
 
-def read_evaluation_set(path: Path) -> list[Row]:
-    """Read what `write_evaluation_set` has written.
+def read_evaluation_set(path: Path) -> EvaluationSet:
+    """Read a file that `write_evaluation_set` wrote.
 
     Raises:
-        UserError: An entry has no id of PubMed's, no part or no SHA-256, or there is none; names the entry.
+        UserError: It lacks settings of the corpus, has no documents, or one of them lacks a PubMed id, a chunk number
+            or a SHA-256.
     """
-    entries = list(read_rows(str(path)))
-    for number, entry in enumerate(entries, start=1):
+    published = read_json(path)
+    if not isinstance(published, dict) or not isinstance(published.get("documents"), list):
+        raise UserError(f"{path}: not an evaluation set: expected a JSON object with settings and documents")
+    settings, documents = published.get("settings", {}), published["documents"]
+    if missing := SETTINGS - settings.keys():
+        raise UserError(f"{path}: not an evaluation set: the settings lack {', '.join(sorted(missing))}")
+    for number, entry in enumerate(documents, start=1):
         if not (
-            _ID.fullmatch(str(entry.get("id")))
-            and isinstance(entry.get("part"), int)
-            and re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
+            isinstance(entry, dict)
+            and _ID.fullmatch(str(entry.get("id")))
+            and isinstance(entry.get("chunk"), int)
+            and _SHA256.fullmatch(str(entry.get("sha256")))
         ):
-            raise UserError(f"{path}: entry {number:,}: expected id (pmid:123), part and sha256, got {str(entry)[:80]}")
-    if not entries:
+            problem = f"expected id (pmid:123), chunk and sha256, not {str(entry)[:80]}"
+            raise UserError(f"{path}: document {number:,}: {problem}")
+    if not documents:
         raise UserError(f"{path}: no documents to fetch")
-    return entries
+    return EvaluationSet(settings, documents)
 
 
 def fetch_evaluation_set(options: FetchOptions) -> None:
-    """Fetch the documents of a published set, keep those that are what was scored, and report the others.
+    """Download the documents of a published set, keep those whose text is unchanged, and report the others.
 
-    report.json says how many documents are the `same`, and gives the ids of those that have `changed` since or are
-    `missing`. NCBI's answers are kept, so a run that was stopped goes on where it was; without xml/ all is asked anew.
+    report.json counts the unchanged documents (`same`) and lists the ids of those whose text has `changed` or that are
+    `missing`. NCBI's responses are kept, so that running the command again resumes the download. To request everything
+    again, remove xml/.
 
     Raises:
-        UserError: The set cannot be read, or NCBI does not answer in spite of all tries.
+        UserError: The set can't be read, or NCBI doesn't respond after all retries.
     """
-    entries = read_evaluation_set(options.ids)
+    published = read_evaluation_set(options.ids)
     logger.info(TERMS)
     for folder in (options.output, options.output / "xml"):
         remove_partials(folder)
-    pmids = sorted({_place(entry)[0] for entry in entries})
-    found = {_key(row): row for row in _documents(_fetch_records(pmids, options))}
+    pmids = sorted({_pmid(entry) for entry in published.documents})
+    rows = _documents(_fetch_records(pmids, options), published.settings)
+    found = {(row["id"], row["part"]): row for row in rows}
     same, changed, missing = [], [], []
-    for entry in entries:
-        document = found.get(_key(entry))
+    for entry in published.documents:
+        document = found.get((entry["id"], entry["chunk"]))
         if document is not None and _sha256(document_text(document["title"], document["text"])) == entry["sha256"]:
             same.append(document)
         else:
             (changed if (entry["id"], 1) in found else missing).append(entry["id"])
     with replacing(options.output / DOCUMENTS) as new:
         pq.write_table(pa.Table.from_pylist(same, DOCUMENT_SCHEMA), new)
-    report = {"ids": options.ids.name, "ids_sha256": file_sha256(options.ids), "documents": len(entries)}
-    write_json(options.output / REPORT, report | {"same": len(same), "changed": changed, "missing": missing})
+    report = {
+        "ids": options.ids.name,
+        "ids_sha256": file_sha256(options.ids),
+        "documents": len(published.documents),
+        "same": len(same),
+        "changed": changed,
+        "missing": missing,
+    }
+    write_json(options.output / REPORT, report)
     logger.info(
-        "%s: of %s documents %s are as they were scored, %s have changed, %s are gone",
-        *(options.output, *(f"{number:,}" for number in (len(entries), len(same), len(changed), len(missing)))),
+        "%s: %s of %s documents are unchanged, %s have changed, %s are missing",
+        *(options.output, *(f"{number:,}" for number in (len(same), report["documents"], len(changed), len(missing)))),
     )
 
 
-def _place(document: Row) -> tuple[int, int]:
-    return int(document["id"].removeprefix("pmid:")), document["part"]
+def _pmid(document: Row) -> int:
+    return int(document["id"].removeprefix("pmid:"))
 
 
-def _key(document: Row) -> tuple[str, int]:
-    return document["id"], document["part"]
+def _order(document: Row) -> tuple[int, int]:
+    return _pmid(document), document["part"]
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _documents(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """The documents of the corpus that records become, part by part; of a PMID's records the highest version counts."""
+def _documents(records: Iterable[Record], settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The documents, chunk by chunk, that a corpus with these settings makes of the highest version of each record."""
     latest: dict[int, Record] = {}
     for record in records:
         if record["version"] >= latest.get(record["pmid"], record)["version"]:
             latest[record["pmid"]] = record
-    criteria = Criteria(
-        min_words=CorpusOptions.min_words,
-        english_only=not CorpusOptions.any_language,
-        validation_fraction=CorpusOptions.validation_fraction,
-        test_fraction=CorpusOptions.test_fraction,
-    )
-    for document in ChunkSplitter(CorpusOptions.max_bytes, criteria).run(map(record_document, latest.values())):
+    criteria = Criteria(**{field.name: settings[field.name] for field in fields(Criteria)})
+    for document in ChunkSplitter(settings["max_bytes"], criteria).run(map(record_document, latest.values())):
         yield {"id": document.id, "text": document.text, **document.metadata}
 
 
 def _fetch_records(pmids: Sequence[int], options: FetchOptions) -> Iterator[Record]:
-    """Yield the records that NCBI has of these, as it answers."""
+    """Yield the records that NCBI returns."""
     address = options.base_url.rstrip("/") + "/efetch.fcgi"
     sender = {"tool": "healthslm"} | ({"email": options.email} if options.email else {})
     with tqdm(total=len(pmids), desc="fetching", unit="record") as bar, open_session() as session:
@@ -155,8 +186,8 @@ def _fetch_records(pmids: Sequence[int], options: FetchOptions) -> Iterator[Reco
             path = options.output / "xml" / f"{_sha256(ids)[:16]}.xml"
             if not path.exists():
                 query = urlencode({"db": "pubmed", "id": ids, "rettype": "xml", "retmode": "xml"} | sender)
-                _fetch(session, f"{address}?{query}", path, f"{address}: {len(batch)} records from {batch[0]} on")
-            yield from _read_answer(path)
+                _fetch(session, f"{address}?{query}", path, f"{address}: {len(batch)} records from PMID {batch[0]}")
+            yield from _read_response(path)
             bar.update(len(batch))
 
 
@@ -164,7 +195,7 @@ def _fetch(session: requests.Session, url: str, path: Path, what: str) -> None:
     try:
         with_retries(what, lambda: _fetch_once(session, url, path))
     except FetchError as error:
-        raise UserError(f"{what}: not fetched: {error}: run the command again for the rest") from error
+        raise UserError(f"{what}: download failed: {error}; run the command again to resume") from error
 
 
 def _fetch_once(session: requests.Session, url: str, path: Path) -> None:
@@ -173,13 +204,13 @@ def _fetch_once(session: requests.Session, url: str, path: Path) -> None:
         with new.open("wb") as file:
             fetch(session, url, file)
         try:
-            _read_answer(new)
-        except UserError as error:  # NCBI may report its trouble in a page of status 200
+            _read_response(new)
+        except UserError as error:  # NCBI may report an error with status 200
             raise TransferError(str(error).removeprefix(f"{new}: ")) from error
 
 
-def _read_answer(path: Path) -> list[Record]:
-    """The records of an answer; none where NCBI has none of those asked for."""
+def _read_response(path: Path) -> list[Record]:
+    """The records of a response; an empty list if NCBI has none of them."""
     if _NO_RECORDS.search(path.read_bytes()):
         return []
     return [record for record in read_records(path) if not record["deleted"]]

@@ -1,4 +1,4 @@
-"""What a model takes: parameters, bytes on disk and in memory by precision, and its speed on the CPU."""
+"""The footprint of a model: parameters, size on disk and in memory by precision, and generation speed on the CPU."""
 
 import statistics
 import tempfile
@@ -17,18 +17,18 @@ RUNS = 3
 
 
 def measure_sizes(model: str | Path) -> dict[str, Any]:
-    """Parameters, and for each precision the bytes of the saved safetensors files and those in memory.
+    """Count parameters and, for each precision, the bytes of the saved safetensors files and in memory.
 
-    int8 and nf4 (four bits, with double quantisation) are bitsandbytes' and left out where it is not installed. Their
-    embedding, and with it a tied head, stays in bf16.
+    int8 and nf4 (4 bits with double quantization) need bitsandbytes and are left out if it is not installed. The
+    embedding and a tied head stay in bf16 there.
 
     Args:
         model: Folder or Hub name of a causal language model.
 
     Returns:
-        `parameters`, shared ones counted once; `precisions`: for "fp32", "bf16", "int8" and "nf4" `file_bytes` and
-        `memory_bytes` (`get_memory_footprint`: parameters and buffers, without quantisation's scales, which the file
-        has, and without what a forward pass adds).
+        `parameters`, counting shared ones once, and `precisions`: for "fp32", "bf16", "int8" and "nf4" `file_bytes`
+        and `memory_bytes`. The latter is `get_memory_footprint`: parameters and buffers, but neither the scales of
+        quantization, which the file contains, nor activations.
     """
     sizes = {}
     for name, settings in _precisions().items():
@@ -40,16 +40,16 @@ def measure_sizes(model: str | Path) -> dict[str, Any]:
 
 
 def measure_speed(model: str | Path, separator: int) -> dict[str, Any]:
-    """Tokens a second of `generate` on the CPU: greedy, one sequence, with the cache, in fp32 and bf16.
+    """Measure the tokens per second of `generate` on the CPU in fp32 and bf16, for one sequence and greedy decoding.
 
-    128 tokens are written behind the separator; the median of three runs counts, after one that does not.
+    Each run generates 128 tokens after the separator. The result is the median of three runs after a warm-up.
 
     Args:
         model: Folder or Hub name of a causal language model.
-        separator: The token in front of every document.
+        separator: Token id that precedes each document.
 
     Returns:
-        `new_tokens`, `threads` (of one operation, as PyTorch has them), and `tokens_per_second` in "fp32" and "bf16".
+        `new_tokens`, `threads` (PyTorch's intra-op threads), and `tokens_per_second` for "fp32" and "bf16".
     """
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     speeds = {name: _tokens_per_second(_open(model, dtype=dtype), separator) for name, dtype in dtypes.items()}
@@ -86,7 +86,6 @@ def _tokens_per_second(model: PreTrainedModel, separator: int) -> float:
     seconds = []
     for _ in range(1 + RUNS):
         start = perf_counter()
-        # No early end.
-        continue_prompts(model, prompt, separator, NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)
+        continue_prompts(model, prompt, separator, NEW_TOKENS, min_new_tokens=NEW_TOKENS, **GREEDY)  # no early end
         seconds.append(perf_counter() - start)
     return NEW_TOKENS / statistics.median(seconds[1:])

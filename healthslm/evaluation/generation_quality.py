@@ -1,20 +1,19 @@
-"""What generated documents are like, beside documents that people wrote.
+"""Properties of generated documents and titles, compared with those written by people.
 
-Words are runs of letters and digits with case folded away, as in `healthslm.corpus.signatures`; n-grams lie within a
-document.
+Words are runs of letters and digits, case-folded, as in `healthslm.corpus.signatures`. n-grams don't cross documents.
 
-- `repeated_4grams`: of a document's 4-grams, the share that stood in it before (Welleck et al. 2020, "Neural Text
-  Generation with Unlikelihood Training").
-- `distinct`: different n-grams over all n-grams of all documents together (Li et al. 2016, "A Diversity-Promoting
-  Objective Function for Neural Conversation Models"). It falls as text grows: so it is taken over the first n-grams of
-  each set, as many as the smaller set has.
-- `in_training`: of a document's 8-grams and 13-grams, the share that stand anywhere in the training text.
+- `repeated_4grams`: the share of a document's 4-grams that occurred earlier in the same document (Welleck et al. 2020,
+  "Neural Text Generation with Unlikelihood Training").
+- `distinct`: the number of different n-grams divided by the number of n-grams, over all documents (Li et al. 2016, "A
+  Diversity-Promoting Objective Function for Neural Conversation Models"). It decreases with the length of the text, so
+  it is computed over the first n-grams of each set, as many as the smaller set has.
+- `in_training`: the share of a document's 8-grams and 13-grams that occur in the training text.
 
-A title for an abstract is asked for in words, since a document has its title in front of its text and none behind: the
-model sees the separator, the abstract, a newline and "Title:", and writes greedily up to the end of the line. No
-training document looks like that. This is zero-shot, and a small model is expected to lose against the abstract's own
-first sentence, which stands beside it as the baseline. ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004, "ROUGE: A Package for
-Automatic Evaluation of Summaries") are F-measures with Porter's stemmer, against the true title.
+Titles are generated zero-shot from the separator, the abstract, a newline and "Title:", with greedy decoding up to the
+end of the line. No training document looks like that, since titles precede the text. The baseline is the first sentence
+of the abstract, and a small model is expected to score below it. Scores are the F-measures of ROUGE-1, ROUGE-2 and
+ROUGE-L (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries") against the original title, with Porter's
+stemmer.
 """
 
 from collections.abc import Iterable
@@ -27,10 +26,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from healthslm.corpus.signatures import ngram_hashes
-from healthslm.evaluation.intervals import mean
 from healthslm.evaluation.sentences import sentence_end
 from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
 from healthslm.models import by_device
+from healthslm.statistics import mean
 from healthslm.tokenization.encoding import encode_texts, separator_id
 
 MAX_DOCUMENT_TOKENS = 512
@@ -50,15 +49,15 @@ def generate_documents(
     seed: int = 0,
     progress: bool = False,
 ) -> list[list[int]]:
-    """Let the model write documents from the separator alone, sampling as `scripts/generate.py` does by default.
+    """Generate documents from the separator alone, with the default sampling options of `scripts/generate.py`.
 
     Args:
-        max_tokens: A document that has not ended by then is left unfinished.
-        batch_size: By default 32 on a CPU and 256 on a GPU. Another one gives other documents of the same distribution,
-            since all share one random stream; so does another device.
+        max_tokens: Documents that haven't ended by then are cut off.
+        batch_size: Defaults to 32 on a CPU and 256 on a GPU. Another batch size or device gives other documents of the
+            same distribution, since all documents share one random number generator.
 
     Returns:
-        The tokens of each document, without separators.
+        The token ids of each document, without separators.
     """
     set_seed(seed)
     batch_size = batch_size or by_device(model, cpu=32, gpu=256)
@@ -79,19 +78,19 @@ def describe_generation(
     training_texts: Iterable[str],
     max_tokens: int = MAX_DOCUMENT_TOKENS,
 ) -> dict[str, dict[str, Any]]:
-    """Hold generated documents against those of people, see the module's docstring.
+    """Compare generated documents with documents written by people, see above for the metrics.
 
     Args:
-        generated: What `generate_documents` returned for the same `max_tokens`.
-        human: Held-out documents, titles included, as many; each is cut to `max_tokens` first, as generated ones are.
-        training_texts: All documents that the model was trained on, titles included. They are read once; what is held
-            in memory grows with the other documents alone.
+        generated: The result of `generate_documents` with the same `max_tokens`.
+        human: The same number of held-out documents, including titles. They are cut to `max_tokens` as well.
+        training_texts: All documents that the model was trained on, including titles. They are read once, and memory
+            depends only on the other documents.
 
     Returns:
-        For "generated" and "human": `documents`; `ended`, the share that ended within `max_tokens`; `tokens` and
-        `words`, the mean length of a document; `repeated_4grams`; `distinct` by n; `in_training` by n. All means are
-        over documents, {"mean": …, "interval": [lower, upper]}, with 95% intervals; a document that is shorter than n
-        words counts as 0.
+        For "generated" and "human": `documents`; `ended`, the share of documents that end within `max_tokens`; `tokens`
+        and `words`, the mean length of a document; `repeated_4grams`; `distinct` by n; `in_training` by n. Means are
+        over documents, {"mean": …, "interval": [lower, upper]}, with 95% intervals. A document with fewer than n words
+        counts as 0.
     """
     sets = {"generated": generated, "human": [ids[: max_tokens + 1] for ids in encode_texts(tokenizer, human)]}
     lengths = {name: np.array([len(ids) for ids in documents]) for name, documents in sets.items()}
@@ -107,7 +106,7 @@ def describe_generation(
     return {
         name: {
             "documents": len(documents),
-            # One of exactly so many tokens may have been about to end: it counts as unfinished in both sets.
+            # A document of exactly `max_tokens` may have been about to end: in both sets it counts as cut off.
             "ended": float(np.mean(lengths[name] < max_tokens)),
             "tokens": mean(np.minimum(lengths[name], max_tokens)),
             "words": mean(np.array([len(words) for words in ngrams[1][name]])),
@@ -129,13 +128,13 @@ def generate_titles(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """Ask for the title of each abstract, see the module's docstring; empty where the model wrote none.
+    """Generate a title for each abstract, see above for the prompt. A title is empty if the model writes none.
 
-    An abstract that leaves no room in the model's context is cut at its end.
+    An abstract that doesn't fit into the model's context is cut at its end.
 
     Args:
-        batch_size: By default 16 on a CPU and 64 on a GPU. It changes memory and speed, not the result: rows are padded
-            on the left, and padding is masked.
+        batch_size: Defaults to 16 on a CPU and 64 on a GPU. It changes memory and speed but not the result: prompts are
+            padded on the left, and padding is masked.
     """
     batch_size = batch_size or by_device(model, cpu=16, gpu=64)
     question = encode_texts(tokenizer, [TITLE_PROMPT])[0]
@@ -155,11 +154,11 @@ def generate_titles(
 
 
 def score_titles(generated: list[str], titles: list[str], abstracts: list[str]) -> dict[str, Any]:
-    """ROUGE of generated titles against the true ones, beside that of each abstract's first sentence.
+    """ROUGE of generated titles against the original ones, with the abstract's first sentence as a baseline.
 
     Returns:
-        `documents`, `prompt`, and for "generated" and "first_sentence" the mean F-measure of `rouge1`, `rouge2` and
-        `rougeL` with its 95% interval, {"mean": …, "interval": [lower, upper]}.
+        `documents`, `prompt`, and for "generated" and "first_sentence" the mean F-measures `rouge1`, `rouge2` and
+        `rougeL` with their 95% intervals, {"mean": …, "interval": [lower, upper]}.
     """
     first_sentences = [abstract[: sentence_end(abstract)] for abstract in abstracts]
     return {
@@ -178,7 +177,7 @@ def _continue(
     mask: torch.Tensor | None = None,
     **sampling: Any,
 ) -> list[list[int]]:
-    """What the model writes behind each prompt, up to the separator."""
+    """The continuation of each prompt up to the separator."""
     separator = separator_id(tokenizer)
     written = continue_prompts(model, prompts, separator, max_new_tokens, mask, **sampling).tolist()
     return [ids[: ids.index(separator)] if separator in ids else ids for ids in written]
@@ -194,13 +193,13 @@ def _distinct(ngrams: dict[str, list[np.ndarray]], name: str) -> float:
 
 
 def _in_training(ngrams: dict[int, list[np.ndarray]], training_texts: Iterable[str]) -> dict[int, np.ndarray]:
-    """For each n, those of the n-grams that the training text holds: sorted hashes."""
+    """Sorted hashes, for each n, of the n-grams that occur in the training text."""
     sought = {n: np.unique(np.concatenate(hashes)) for n, hashes in ngrams.items()}
     found = {n: np.zeros(len(hashes), dtype=bool) for n, hashes in sought.items()}
     for text in training_texts:
         for n, hashes in sought.items():
             of_text = ngram_hashes(text, n)
-            places = np.searchsorted(hashes, of_text)  # the text is short beside what is sought
+            places = np.searchsorted(hashes, of_text)  # few n-grams in a large array
             found[n][places[hashes.take(places, mode="clip") == of_text]] = True
     return {n: hashes[found[n]] for n, hashes in sought.items()}
 

@@ -1,21 +1,21 @@
-"""Bits per byte of held-out documents: of all, by decade and by section, each with an interval, and what stands beside.
+"""Bits per byte of held-out documents, in total, by decade and by section, and of the compressor xz as a baseline.
 
-The definitions:
+Definitions:
 
-- A document's **bits** are those of `healthslm.bits_per_byte`. The parts of a document that is longer than
-  a context have its id and count as one document, since they are not independent of each other.
-- **Bits per byte** of a group of documents is the sum of their bits over the sum of their UTF-8 bytes, so a long
-  document counts for more than a short one.
-- The **interval** holds 95%: documents are drawn with replacement, as many as there are, and the ratio of the sums is
-  taken anew; its 2.5th and 97.5th percentile over the resamples are the ends (Efron 1979, "Bootstrap methods: another
-  look at the jackknife"). It tells how far the figure would move with other documents of the same kind, and nothing of
-  other seeds of training. Below `FEWEST_DOCUMENTS` it would be too narrow, and is None.
-- The **decade** is that of the year of publication. A document that does not state its year is in none.
-- The **section** is the category that NLM gives a section of a structured abstract; UNASSIGNED has those that are
-  labelled and in no category of NLM's. `unstructured` is the text of abstracts without sections, `title` the title with
-  its newline, `labels` what stands between sections: "METHODS: " and the spaces. So the groups' bits add up to the
-  documents'. A token that crosses from one into another has its bits divided by its bytes. A document that does not
-  state its sections, or whose tokens do not spell it byte by byte, is in none.
+- The **bits** of a document are defined in `healthslm.bits_per_byte`. The chunks of a long document share
+  its id and count as one document, since they are not independent of each other.
+- **Bits per byte** of a group of documents is the sum of their bits divided by the sum of their UTF-8 bytes, so long
+  documents weigh more than short ones.
+- The **interval** is a 95% bootstrap interval over documents, see `healthslm.statistics.bootstrap_interval`. It
+  estimates how much the result would change with other documents of the same kind. It does not cover other training
+  seeds. It is None for fewer than `FEWEST_DOCUMENTS` documents, where it would be too narrow.
+- The **decade** is that of the year of publication. Documents without a year belong to no decade.
+- The **section** is the category that NLM assigns to a section of a structured abstract. UNASSIGNED are labelled
+  sections that have none of NLM's categories, `unstructured` is the text of abstracts without sections, `title` is the
+  title with its newline, and `labels` is the text between sections: "METHODS: " and spaces. The bits of the sections
+  add up to those of the documents: a token that spans two sections has its bits divided in proportion to its bytes.
+  Documents without section annotations belong to no section, nor do documents whose tokens don't spell out their text
+  byte by byte.
 """
 
 import lzma
@@ -32,21 +32,19 @@ from healthslm.bits_per_byte import token_bits
 from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.models import Device, open_model
+from healthslm.statistics import RESAMPLES, bootstrap_interval
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 FEWEST_DOCUMENTS = 20
-RESAMPLES = 10_000
 CATEGORIES = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
 SECTIONS = ("title", *CATEGORIES, "UNASSIGNED", "unstructured", "labels")
 
-_PERCENTILES = (2.5, 97.5)
-_CHUNK = 2**21  # documents drawn at a time
 _BYTE_LEVEL = ByteLevel(add_prefix_space=False, use_regex=False)
 
 Document = Mapping[str, Any]
-"""A row of a corpus, of which id, title, text, year and sections are read; all but the text may be missing."""
+"""A document of a corpus with a text and, optionally, id, title, year and sections."""
 Costs = dict[str | int, np.ndarray]
-"""For each document of a group, by its id, its bits and its bytes."""
+"""The bits and the bytes of each document of a group, by the document's id."""
 
 
 def measure_held_out(
@@ -58,23 +56,26 @@ def measure_held_out(
     resamples: int = RESAMPLES,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on documents: neither their order nor `batch_tokens` changes the result.
+    """Measure the bits per byte of a model on documents.
+
+    Neither the order of the documents nor `batch_tokens` changes the result.
 
     Args:
-        context: Longest window in tokens; by default the model's own.
-        batch_tokens: Tokens of a forward pass, as `document_bits` takes them.
+        context: Maximum window in tokens. Defaults to the model's context.
+        batch_tokens: Tokens of a forward pass, see `healthslm.bits_per_byte.token_bits`.
 
     Returns:
-        `documents`, `bytes`, `bits_per_byte` and `interval` (two numbers or None) of all documents, and the same in
-        `by_decade` ("1970s") and `by_section` (of `SECTIONS`) for each group that has documents. Besides: `parameters`,
-        `context`, `tokens`, `nats_per_token`, `resamples`, and `restored_documents`: how many of the rows the tokenizer
-        restores from their tokens as they were. The bits of the others leave out what tells their text from others.
+        `documents`, `bytes`, `bits_per_byte` and `interval` (two numbers or None) of all documents, and the same for
+        each group that has documents: `by_decade` (such as "1970s") and `by_section` (keys from `SECTIONS`). Also
+        `parameters`, `context`, `tokens`, `nats_per_token`, `resamples`, and `restored_documents`: how many texts the
+        tokenizer restores exactly from their tokens. For the other texts, bits per byte are too low, since the model
+        doesn't predict what the tokenizer loses.
 
     Raises:
-        UserError: There is no document.
+        UserError: There are no documents.
     """
     if not documents:
-        raise UserError("no held-out document to measure on")
+        raise UserError("no held-out documents to evaluate on")
     texts = [document_text(document.get("title") or "", document["text"]) for document in documents]
     token_ids = encode_texts(tokenizer, texts)
     context = context or model.config.max_position_embeddings
@@ -98,6 +99,10 @@ def measure_held_out(
         if ends is not None:
             for section, section_cost in section_costs(document, ends, costs):
                 _add(by_section[section], key, section_cost)
+
+    def summarize(group: Costs) -> dict[str, Any]:
+        return summarize_costs(np.array(list(group.values())), resamples)
+
     tokens = sum(map(len, token_ids))
     restored = [
         tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -106,13 +111,13 @@ def measure_held_out(
     return {
         "parameters": model.num_parameters(),
         "context": context,
-        **figures(_costs(total), resamples),
+        **summarize(total),
         "tokens": tokens,
         "nats_per_token": float(sum(costs.sum() for costs in bits) * np.log(2) / tokens),
         "restored_documents": sum(restored),
         "resamples": resamples,
-        "by_decade": {decade: figures(_costs(by_decade[decade]), resamples) for decade in sorted(by_decade)},
-        "by_section": {name: figures(_costs(by_section[name]), resamples) for name in SECTIONS if name in by_section},
+        "by_decade": {decade: summarize(by_decade[decade]) for decade in sorted(by_decade)},
+        "by_section": {name: summarize(by_section[name]) for name in SECTIONS if name in by_section},
     }
 
 
@@ -120,12 +125,11 @@ def _add(group: Costs, key: str | int, cost: np.ndarray) -> None:
     group[key] = group.get(key, 0) + cost
 
 
-def _costs(group: Costs) -> np.ndarray:
-    return np.array(list(group.values()))
+def summarize_costs(costs: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Bits per byte of a group of documents, as defined above.
 
-
-def figures(costs: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Bits per byte of documents of which (documents, 2) are the bits and the bytes, as in the module's docstring.
+    Args:
+        costs: (documents, 2), the bits and the bytes of each document.
 
     Returns:
         `documents`, `bytes`, `bits_per_byte` and `interval` (two numbers or None).
@@ -139,31 +143,12 @@ def figures(costs: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
     }
 
 
-def bootstrap_interval(
-    bits: np.ndarray, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """The percentile interval of 95% of sum(bits) / sum(sizes), both (documents,), over resampled documents.
-
-    The order of the documents does not change it.
-    """
-    order = np.lexsort((bits, sizes))
-    bits, sizes = bits[order], sizes[order]
-    numbers = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    rows = max(_CHUNK // len(bits), 1)
-    for start in range(0, resamples, rows):
-        drawn = numbers.integers(len(bits), size=(min(rows, resamples - start), len(bits)))
-        ratios[start : start + rows] = bits[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(ratios, _PERCENTILES)
-    return float(low), float(high)
-
-
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> np.ndarray | None:
-    """Where each token of a text ends in its UTF-8 bytes; within a character where a token holds but a part of it.
+    """The end of each token as a byte offset into the UTF-8 text. A token can end within a character.
 
     Returns:
-        (tokens,), int64, the last one the length in bytes; None where the tokens do not spell the text in a byte-level
-        tokenizer's alphabet, in which one symbol stands for one byte.
+        (tokens,), int64; the last entry is the number of bytes. None if the tokens don't spell out the text in the
+        alphabet of a byte-level tokenizer, where each symbol is one byte.
     """
     tokens = tokenizer.convert_ids_to_tokens(ids)
     spelled = "".join(symbols for symbols, _ in _BYTE_LEVEL.pre_tokenize_str(text))
@@ -171,11 +156,15 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) ->
 
 
 def section_costs(document: Document, ends: np.ndarray, bits: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Divide a document that states its sections: (name, [bits, bytes]) of each piece that is not empty, in order.
+    """Divide the bits of a document among its title, sections and labels.
 
     Args:
-        ends: (tokens,), where the tokens end in the document's bytes, see `token_ends`.
+        document: Must have `sections`.
+        ends: (tokens,), byte offsets at which the tokens end, see `token_ends`.
         bits: (tokens,)
+
+    Returns:
+        (name, [bits, bytes]) of each piece of text that is not empty, in order.
     """
     text = document_text(document.get("title") or "", document["text"])
     text_start = len(text) - len(document["text"])
@@ -200,10 +189,10 @@ def _section_name(section: Mapping[str, Any]) -> str:
 def measure_model(
     name: str, documents: Sequence[Document], device: Device = "cpu", **settings: int | bool | None
 ) -> dict[str, Any]:
-    """Measure the model of a folder or Hub name with its own tokenizer, as `measure_held_out` does.
+    """Measure the model of a folder or Hub name, with its own tokenizer, as `measure_held_out` does.
 
     Returns:
-        What `measure_held_out` returns; for a model that cannot be opened, as none of the Hub can without a network,
+        The result of `measure_held_out`. If the model can't be opened, for example because there is no network,
         `not_measured` with the reason.
     """
     try:
@@ -213,21 +202,21 @@ def measure_model(
     return measure_held_out(model, tokenizer, documents, **settings)
 
 
-def untrained_network(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """The same network as a model, in fp32 on its device, with weights as they are before training."""
+def untrained_model(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A model of the same architecture in fp32 and on the same device, with newly initialized weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True, dtype=torch.float32)
-    return network.to(model.device).eval()
+        untrained = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True, dtype=torch.float32)
+    return untrained.to(model.device).eval()
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> dict[str, float | str]:
-    """What the compressor xz (LZMA2, preset 9e) makes of texts, in bits per byte, without the headers of its files.
+    """Bits per byte of texts compressed by xz (LZMA2, preset 9e), not counting file headers.
 
     Returns:
-        `alone`: each text is compressed by itself, so that all that is known of it stands in it: what repetition within
-        a document is worth. `together`: all as one stream, in alphabetical order and joined by newlines, in which a
-        text may also draw on those before it. Neither has seen the training text, which a model has.
+        `alone`: each text is compressed separately, which shows how much repetition within a document saves.
+        `together`: all texts are compressed as one stream, in alphabetical order and joined by newlines, so that a
+        text can also refer to earlier ones. Unlike a trained model, xz has seen no training text in either case.
     """
     encoded = sorted(text.encode() for text in texts)
     size = sum(map(len, encoded))
@@ -239,7 +228,7 @@ def xz_bits_per_byte(texts: Iterable[str]) -> dict[str, float | str]:
 
 
 def _compressed_size(data: bytes) -> int:
-    # A dictionary larger than the data changes nothing but the time it takes to clear it.
+    # A dictionary larger than the data changes only the time needed to clear it.
     dictionary = min(max(len(data), 4096), 2**26)
     lzma2 = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=[lzma2]))

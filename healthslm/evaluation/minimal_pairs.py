@@ -1,36 +1,36 @@
-"""Minimal pairs: does a model prefer the biomedical term that an abstract has to another of its kind in its place?
+"""Minimal pairs: does a model prefer the biomedical term of an abstract to another term of the same kind?
 
-A pair is the beginning of a held-out document, up to the end of the sentence in which a term of a kind stands (drugs,
-diseases, genes and their proteins, anatomy), and the same text with another term of that kind. The lists in
-`term_lists/` say what the terms are and by which other names they go. A mention of a term makes a pair where
+A pair consists of the beginning of a held-out document, up to the end of the sentence that contains a term, and the
+same text with another term of the same kind (drugs, diseases, genes and their proteins, anatomy). The lists in
+`term_lists/` define the terms and their synonyms. A mention of a term makes a pair if
 
-- it stands in the text, not in the title, as a word of its own (no part of "aspirin-treated") and of no longer name,
-  and something stands in front of it;
-- it is the first mention of the term by any of its names, and no second one follows in its sentence: so the true
-  term cannot be copied from the title or an earlier sentence;
-- neither an article "a" or "an" nor an opening bracket stands right in front, and no opening bracket follows: grammar
-  or an abbreviation and what it stands for would tell the other term without knowing either.
+- it is in the text (not in the title), is a whole word (not part of "aspirin-treated" or of a longer name), and some
+  text precedes it;
+- it is the first mention of the term by any of its names, and its sentence has no second one: so the model can't copy
+  the term from the title or an earlier sentence;
+- it follows neither an article "a" or "an" nor an opening bracket, and no opening bracket follows it: grammar, or an
+  abbreviation next to its full form, would reveal the term.
 
-Of a document and kind, one mention is taken. The other term is chosen among the five nearest to the true one that are
-not mentioned anywhere in the document, by any name, and neither of which words hold all those of the other
-("hypertension", "portal hypertension"). Distance is the difference of their lengths in tokens plus the absolute binary
-logarithm of the ratio of their counts in the training text, each plus one. Choices follow from hashes of a seed and the
-document: neither the order nor the number of the other documents changes a pair.
+Each document gives at most one pair per kind. The other term is chosen among the five nearest terms that are not
+mentioned anywhere in the document by any name and that are not a longer or shorter form of the original term
+("hypertension", "portal hypertension"). The distance of two terms is the difference of their lengths in tokens plus the
+absolute binary logarithm of the ratio of their counts in the training text, each plus one. Choices depend on hashes of
+a seed and the document: neither the order nor the number of the other documents changes a pair.
 
-In the **harder set** the other term also fits the subject of the sentence: whatever its length and frequency, it is the
-one whose neighbours in the training text are most like those of the true term. All else is the same: the documents,
-the mentions and the rules. The neighbours of a term are the words within `REACH` stretches between white space on
-either side of its mentions. Two terms are compared by the cosine of their positive pointwise mutual information with
-each word (Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A
-computational study").
+In the **harder set**, the other term also fits the topic of the sentence: it is the term whose neighbours in the
+training text are most similar to those of the original term, whatever its length and frequency. Documents, mentions and
+rules are the same. The neighbours of a term are the words within `REACH` whitespace-separated pieces before and after
+its mentions. The similarity of two terms is the cosine of their positive pointwise mutual information with each word
+(Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A computational
+study").
 
-The model wins a pair where it gives the true text the higher probability: the sum of the log-probabilities of all
-tokens behind the separator, of which those in front of the term are the same for both. A tie counts half. Two figures
-stand beside this win rate: `without_context`, the same comparison of the two terms alone behind the separator, with
-a capital as a document begins; and `more_frequent`, how often the true term has the higher count in the training text.
-Some other terms make true sentences too, so that 100% is not to be had; chance is 50%.
+The model wins a pair if it assigns the higher probability to the original text: the sum of the log-probabilities of all
+tokens after the separator, of which those before the term are the same for both texts. A tie counts as half. The win
+rate has two baselines: `without_context`, the same comparison of the two terms alone, capitalized as at the beginning
+of a document, and `more_frequent`, how often the original term is the more frequent one in the training text. Chance is
+50%. 100% is out of reach, since some replacements make correct sentences too.
 
-Pairs in the manner of Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English".
+The method follows Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English".
 """
 
 import hashlib
@@ -49,16 +49,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from healthslm.bits_per_byte import document_bits
 from healthslm.documents import document_text, hash_key
-from healthslm.evaluation.intervals import share
 from healthslm.evaluation.sentences import sentence_end
+from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts, separator_id
 
 KINDS = ("drugs", "diseases", "genes", "anatomy")
 NEAREST = 5
-"""Other terms among which one is chosen."""
+"""Number of candidates for the other term."""
 REACH = 8
+"""Pieces of text before and after a term that count as its neighbourhood."""
 VOCABULARY = 10_000
-"""The commonest neighbours, by which terms are compared."""
+"""Number of words, the most frequent neighbours, by which terms are compared."""
 
 _LISTS = Path(__file__).parent / "term_lists"
 _WORD = re.compile(r"[^\W_]+")
@@ -68,17 +69,17 @@ _BRACKET = re.compile(r"\s*[(\[]")
 
 @dataclass(frozen=True)
 class Term:
-    """A term and all that it is called."""
+    """A term and its synonyms."""
 
     kind: str
     name: str
-    """The one that is looked for and put in another's place."""
+    """The name that is searched for and that replaces other terms."""
     other_names: tuple[str, ...]
 
     @cached_property
     def mentions(self) -> re.Pattern[str]:
-        """Matches each of the names, also in the plural and as part of a longer or hyphenated name. Abbreviations are
-        matched as written, other names in small letters and capitals."""
+        """Matches all names, also in the plural and as part of a longer or hyphenated name. Abbreviations are
+        case-sensitive."""
         names = sorted((self.name, *self.other_names), key=len, reverse=True)
         patterns = [re.escape(name) if name == name.upper() else f"(?i:{re.escape(name)})" for name in names]
         return re.compile(rf"(?<![^\W_])(?:{'|'.join(patterns)})(?:e?s)?(?![^\W_])")
@@ -89,7 +90,7 @@ class Term:
 
 
 class Mention(NamedTuple):
-    """Where a term stands in a text by the name that is looked for, perhaps with a capital in front."""
+    """The place of a term in a text, by its main name, which may be capitalized."""
 
     term: Term
     start: int
@@ -98,7 +99,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A held-out text in which `true` stands, and `other` in its place."""
+    """A held-out text with its original term `true` and the replacement `other`."""
 
     document: str
     """SHA-256 of the whole document, as in the published evaluation set."""
@@ -110,7 +111,7 @@ class Pair:
     """The rest of the sentence."""
     true_count: int
     other_count: int
-    """How often the terms stand in the training text."""
+    """Counts of the terms in the training text."""
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -121,7 +122,8 @@ class Pair:
         return _with_capital(self.true), _with_capital(self.other)
 
     def to_dict(self) -> dict[str, str | int]:
-        """What recreates the pair from its document, without the document's text: places are characters."""
+        """All that is needed to recreate the pair from its document, without the document's text. Places are character
+        offsets."""
         return {
             "document": self.document,
             "kind": self.kind,
@@ -135,7 +137,7 @@ class Pair:
 
 
 def read_terms() -> list[Term]:
-    """The terms of all kinds, from the lists in `term_lists/`: NAME; OTHER NAME; OTHER NAME a line."""
+    """Read the terms of all kinds from `term_lists/`, one per line: NAME; SYNONYM; SYNONYM."""
     terms = []
     for kind in KINDS:
         for line in (_LISTS / f"{kind}.txt").read_text(encoding="utf-8").splitlines():
@@ -146,13 +148,13 @@ def read_terms() -> list[Term]:
 
 
 class TermFinder:
-    """Finds terms in text, in one pass over its words."""
+    """Finds terms in texts, in one pass over the words."""
 
     def __init__(self, terms: Iterable[Term]):
         self._names = defaultdict(list)  # by their first words
         for term in terms:
             for name in (term.name, *term.other_names):
-                # What is longer, such as "heart attack", hides what is shorter, by whichever name.
+                # Synonyms yield no mention, but longer ones, such as "heart attack", hide shorter terms.
                 found = term if name == term.name else None
                 for form in dict.fromkeys((name, _with_capital(name))):
                     self._names[_WORD.search(form)[0]].append((form, found))
@@ -160,14 +162,14 @@ class TermFinder:
             names.sort(key=lambda entry: -len(entry[0]))
 
     def find(self, text: str) -> Iterator[Mention]:
-        """Yield the mentions in a text in their order. None overlaps another, or a longer name of a term."""
+        """Yield the mentions in a text in order. None overlaps another mention or a longer name of a term."""
         behind = 0
         for word in _WORD.finditer(text):
             if word[0] not in self._names or word.start() < behind:
                 continue
             for name, term in self._names[word[0]]:
                 end = word.start() + len(name)
-                if text.startswith(name, word.start()) and not _goes_on(text, word.start(), end):
+                if text.startswith(name, word.start()) and not _is_part_of_word(text, word.start(), end):
                     behind = end
                     if term is not None:
                         yield Mention(term, word.start(), end)
@@ -175,15 +177,15 @@ class TermFinder:
 
 
 class TermUse(NamedTuple):
-    """How the training text uses the terms, by their names."""
+    """Statistics of the terms in the training text, by their names."""
 
     counts: Counter[str]
     neighbours: dict[str, Counter[str]]
-    """How often each word stands near a term."""
+    """How often each word occurs near a term."""
 
 
 def count_terms(texts: Iterable[str], terms: list[Term]) -> TermUse:
-    """Count how often each term's name stands in the training text, and next to which words, in lower case."""
+    """Count the mentions of each term in the training text and the words, in lower case, next to them."""
     finder = TermFinder(terms)
     use = TermUse(Counter(), defaultdict(Counter))
     for text in texts:
@@ -196,13 +198,13 @@ def count_terms(texts: Iterable[str], terms: list[Term]) -> TermUse:
 
 
 def similarities(terms: list[Term], neighbours: dict[str, Counter[str]]) -> np.ndarray:
-    """How similar the neighbours of terms are, from 0 to 1, see the module's docstring.
+    """Similarity of the neighbours of terms, from 0 to 1, as defined above.
 
     Args:
-        neighbours: As `count_terms` returned them.
+        neighbours: From the result of `count_terms`.
 
     Returns:
-        (terms, terms), float64; 0 for a term that does not stand in the training text.
+        (terms, terms), float64; 0 for a term that does not occur in the training text.
     """
     total: Counter[str] = Counter()
     for words in neighbours.values():
@@ -215,11 +217,11 @@ def similarities(terms: list[Term], neighbours: dict[str, Counter[str]]) -> np.n
             if word in columns:
                 counts[row, columns[word]] = count
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(counts.sum(), 1)
-    # Where a word stands near a term less often than by chance, or never, the information counts as 0.
+    # Information is 0 if a word occurs near a term less often than by chance, or never.
     information = np.log2(np.divide(counts, expected, out=np.ones_like(counts), where=counts > expected))
     lengths = np.linalg.norm(information, axis=1, keepdims=True)
     directions = information / np.where(lengths > 0, lengths, 1)
-    # Rounded, so that equal ones are equal whatever the order of the sums.
+    # Rounded so that equal similarities stay equal whatever the order of summation.
     return (directions @ directions.T).round(6)
 
 
@@ -231,13 +233,13 @@ def build_pairs(
     seed: int = 0,
     similarity: np.ndarray | None = None,
 ) -> list[Pair]:
-    """Build the pairs of held-out documents, see the module's docstring.
+    """Build the pairs of held-out documents, as defined above.
 
     Args:
-        documents: Rows of a corpus, of which `title` and `text` are read.
-        counts: What `count_terms` returned.
-        tokenizer: Measures the lengths of terms. Models of any tokenizer may be compared on the same pairs.
-        similarity: (terms, terms), as `similarities` returned it, for the harder set.
+        documents: Documents with `title` and `text`.
+        counts: From the result of `count_terms`.
+        tokenizer: Defines the lengths of terms. Models with any tokenizer can be compared on the same pairs.
+        similarity: (terms, terms), the result of `similarities`, for the harder set.
     """
     finder = TermFinder(terms)
     tokens = {
@@ -255,7 +257,7 @@ def build_pairs(
 
     @cache
     def others(term: Term) -> list[Term]:
-        """Those that may stand in its place, the most similar first, and of equally similar ones the nearest."""
+        """Candidates to replace a term, ordered by similarity, then by distance."""
         candidates = [other for other in terms if other.kind == term.kind and not _includes(term, other)]
         return sorted(candidates, key=lambda other: (-likeness(term, other), distance(term, other), other.name))
 
@@ -300,19 +302,19 @@ def score_pairs(
     batch_tokens: int | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """How often a model prefers the true term, see the module's docstring.
+    """How often a model prefers the original term, as defined above.
 
     Args:
-        batch_tokens: Tokens of a forward pass, as `document_bits` takes them.
+        batch_tokens: Tokens of a forward pass, see `healthslm.bits_per_byte.token_bits`.
 
     Returns:
-        For "all" and each kind of which there are pairs: their number, `same_tokens`, the share of them whose terms
-        have as many tokens for this tokenizer, and `win_rate`, `without_context` and `more_frequent`, each
-        {"share": …, "interval": [lower, upper]} with Wilson's 95% interval.
+        For "all" and each kind that has pairs: `pairs`, their number; `same_tokens`, the share of pairs whose terms
+        have the same number of tokens; and `win_rate`, `without_context` and `more_frequent`, each {"share": …,
+        "interval": [lower, upper]} with its 95% interval.
     """
 
     def bits(texts: list[tuple[str, str]]) -> np.ndarray:
-        """(pairs, 2): of the true and of the other text."""
+        """(pairs, 2): the bits of the original text and of the other one."""
         flat = [text for both in texts for text in both]
         documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, flat)]
         return document_bits(model, documents, batch_tokens=batch_tokens, progress=progress).reshape(-1, 2)
@@ -340,18 +342,18 @@ def score_pairs(
 
 
 def _wins(values: np.ndarray) -> np.ndarray:
-    """(pairs,): 1 where the first of two values is the higher, half where they are equal."""
+    """(pairs,): 1 if the first of two values is higher, 0.5 if they are equal, else 0."""
     return (np.sign(values[:, 0] - values[:, 1]) + 1) / 2
 
 
 def _with_capital(name: str) -> str:
-    """The name as a sentence begins; one with a capital or figure in it, "mTOR" or "p53", stays as it is."""
+    """Capitalize a name as at the beginning of a sentence, except names with capitals or digits ("mTOR", "p53")."""
     is_plain = name == name.lower() and not any(map(str.isdigit, name))
     return name[0].upper() + name[1:] if is_plain else name
 
 
-def _goes_on(text: str, start: int, end: int) -> bool:
-    """Whether a word or hyphen stands right before or behind a place."""
+def _is_part_of_word(text: str, start: int, end: int) -> bool:
+    """Whether a word character or hyphen is adjacent to text[start:end]."""
     return any(
         character.isalnum() or character in "-_‐‑"
         for character in text[max(start - 1, 0) : start] + text[end : end + 1]

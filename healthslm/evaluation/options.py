@@ -1,4 +1,4 @@
-"""Options of the evaluations, which import nothing heavy, so that `--help` is quick."""
+"""Options of the evaluations. They import nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,18 @@ class EvaluationOptions(CheckedOptions):
     model: str
     """Folder or Hub name of a causal language model, with its tokenizer."""
     data: list[str]
-    """Files with columns title and text (Parquet or JSON Lines), folders or patterns of them."""
+    """Parquet or JSON Lines files with columns `title` and `text`, or folders or glob patterns of such files."""
     output: Path | None = None
-    """JSON file to write the figures to."""
+    """JSON file to write the results to."""
     documents: Annotated[int | None, Range(at_least=1)] = None
-    """Evaluate on the first so many documents; by default on all."""
+    """Number of documents to evaluate on, from the first one. By default all."""
     context: Annotated[int | None, Range(at_least=1)] = None
-    """Window in tokens; by default the model's context."""
+    """Maximum window in tokens. By default the model's context."""
     batch_tokens: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
-    """Tokens of a forward pass: changes memory and speed, not the result. By default 1,024 on a CPU, 8,192 on a GPU."""
+    """Tokens of a forward pass. It changes memory and speed but not the result. By default 1,024 on a CPU and 8,192 on
+    a GPU."""
     device: Device = "auto"
-    """Where to compute: auto takes a GPU if there is one."""
+    """Device to run on. `auto` uses a GPU if there is one."""
 
 
 @dataclass
@@ -32,34 +33,34 @@ class FetchOptions:
     """Options of `fetch_evaluation_set`."""
 
     ids: Path
-    """The published set: JSON Lines with id (pmid:123), part and sha256."""
+    """The published file, such as results/pubmed_ids.json."""
     output: Path
-    """Folder for documents.parquet, which scripts/evaluate.py reads, report.json, and NCBI's answers in xml/."""
+    """Folder to write to: documents.parquet, which evaluate.py reads, report.json, and NCBI's responses in xml/."""
     email: str | None = None
-    """Your address, which NCBI asks for so as to write to you before it blocks anybody."""
+    """Your e-mail address. NCBI asks for one to contact users before it blocks them."""
     base_url: str = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
-    """Address of the E-utilities."""
+    """URL of the E-utilities."""
 
 
 @dataclass(kw_only=True)
 class EvaluationData(CheckedOptions):
-    """What a model is measured on, and beside which others."""
+    """Data and baselines of an evaluation."""
 
     corpus: Path
-    """Folder of the corpus that it was trained on: its training text, and its held-out PubMed citations."""
+    """Folder of the corpus that the model was trained on, as written by `build_corpus.py`."""
     tokens: Path
-    """Folder of the same corpus as tokens."""
+    """Folder of the tokenized corpus, as written by `tokenize_corpus.py`."""
     held_out: Path
-    """File of held-out abstracts, with columns title and text."""
+    """File of held-out abstracts, with columns `title` and `text`."""
     pubmedqa: Path
-    """PubMedQA's test questions, as JSON Lines."""
-    beside: dict[str, str] = field(default_factory=dict)
-    """Other models, whose bits per byte on the same abstracts stand beside: their folders or Hub names, by the names to
-    show."""
+    """JSON Lines file with PubMedQA's test questions."""
+    baselines: dict[str, str] = field(default_factory=dict)
+    """Other models to compare with: display names and their folders or Hub names."""
     documents: PositiveInt = 500
-    """Documents to generate, titles to ask for, and half of the documents to look for memorised text in."""
+    """Number of documents to generate, of titles to generate, and of abstracts to test for memorization. Twice as many
+    documents are tested for verbatim continuations."""
     device: Device = "auto"
-    """Where to compute all but the speed of generation: auto takes a GPU if there is one."""
+    """Device to run on, except for the speed test, which always uses the CPU. `auto` uses a GPU if there is one."""
 
 
 @dataclass(kw_only=True)
@@ -69,11 +70,11 @@ class ReleaseEvaluationOptions(EvaluationData):
     model: str
     """Folder or Hub name of the model, with its tokenizer."""
     output: Path
-    """Folder of the results."""
+    """Folder to write the results to."""
     training: Path | None = None
-    """Folder of the run that made it, with its config.yaml and metrics.jsonl: memorised text is then looked for in the
-    part of the training text that it has read, and not in all of it."""
+    """Folder of the training run, with config.yaml and metrics.jsonl. Memorization is then tested on documents that the
+    run has read. By default, it is tested on all training documents."""
     only: list[str] = field(default_factory=list)
-    """Measures to take, by the names of their files; by default all."""
+    """Names of the metrics to compute. By default all."""
     keep: bool = False
-    """Keep what the folder of the results has of this model and this data, rather than measure it again."""
+    """Keep results in the output folder that are up to date: same model, same data, same version of the metric."""

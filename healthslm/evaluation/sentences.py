@@ -1,13 +1,13 @@
-"""Where sentences end in biomedical English."""
+"""Sentence ends in biomedical English."""
 
 import re
 
-# A full stop before a capital, a bracket or a quotation mark: so not in "0.05", "e.g. mice" or "et al. (2020)" but
-# after "E. coli was grown." and, wrongly, within "Dr. Smith".
+# A full stop before a capital letter, a bracket or a quotation mark. It ignores "0.05", "e.g. mice" and
+# "et al. (2020)" and finds the end of "E. coli was grown.", but it also splits "Dr. Smith".
 _SENTENCE_END = re.compile(r"""[.!?][)\]"'”’]*(?=\s+["'“‘\[]?[^\W\d_a-z]|\s*\Z)""")
 
 
 def sentence_end(text: str, place: int = 0) -> int:
-    """The place in `text` behind the end of the sentence in which `place` lies; that of the text where none ends."""
+    """The offset after the sentence that contains `place`, or the length of the text if no sentence ends there."""
     end = _SENTENCE_END.search(text, place)
     return end.end() if end else len(text)

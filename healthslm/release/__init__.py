@@ -1,1 +1,1 @@
-"""From a run to the model repository: weights, results and the pages that tell of them."""
+"""Release of a trained model: weights, results and the documents that describe them."""

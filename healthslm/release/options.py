@@ -1,4 +1,4 @@
-"""Options of the release, which import nothing heavy, so that `--help` is quick."""
+"""Options of the release. They import nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,12 @@ class ReleaseOptions(EvaluationData):
     """Options of `release`."""
 
     run: Path = field(metadata={"positional": True})
-    """Folder of the run."""
+    """Folder of the training run."""
     model: Path | None = None
-    """Folder of the model to release; by default the run's best/."""
+    """Folder of the model to release. By default best/ of the run."""
     hardware: str | None = None
-    """What the model was trained on, where the run's metrics do not tell."""
+    """Hardware that the model was trained on, if the run's metrics don't record it."""
     root: Path = field(default_factory=model_repository)
-    """Model repository to release into."""
+    """Model repository to update."""
     force: bool = False
-    """Release a model that is no better than the released one."""
+    """Release the model even if it is not better than the released one."""

@@ -1,19 +1,23 @@
-"""Release the model of a run: check and evaluate it, and put weights, results and pages into the model repository.
+"""Release the model of a training run: check it, evaluate it, and update the model repository.
 
-    model.safetensors, config.json      the weights, in bf16 and in one file, and fp32 as the type to load them in
-    results/                            what `healthslm.evaluation.measures` has measured
-    results/training/                   the run's recipe and metrics
-    docs/evaluation.md, docs/evaluation/    the same as tables and figures
-    README.md                           the section on the released model, and the metadata that the Hub reads
+    model.safetensors, config.json          the weights in bf16 in one file, with fp32 as the default type to load
+    results/                                the results of `healthslm.evaluation.metrics`
+    results/training/                       the recipe and the metrics of the run
+    docs/evaluation.md, docs/evaluation/    the results as tables and figures
+    docs/training-data.md                   the training run and its data
+    README.md                               the results table, and the metadata for the Hub
 
-A better model takes the place of a released one. All of these files change, or none of them. What has been measured is
-kept in the run's folder, so that a release that was stopped, or whose pages are to change, does not measure it again.
+Only a model that is better than the released one replaces it. Either all of these files change or none. Results are
+also kept in the run folder, so that a release that was interrupted, or that only changes the documents, doesn't
+evaluate the model again.
 """
 
 import filecmp
 import logging
 import shutil
 import tempfile
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +29,41 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.errors import UserError
-from healthslm.evaluation.figures import write_evaluation_figures
-from healthslm.evaluation.measures import MEASURES, PUBMED_IDS, evaluate_release, read_results
+from healthslm.evaluation.metrics import (
+    METRICS,
+    evaluate_release,
+    read_results,
+    read_software,
+)
 from healthslm.evaluation.options import EvaluationData, ReleaseEvaluationOptions
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
 from healthslm.models import open_model
-from healthslm.release.card import FIGURES_FOLDER, NAME, Release, write_pages
+from healthslm.plots import draw_evaluation, house_style, write_figures
+from healthslm.release.card import FIGURES_FOLDER, NAME, TRAINING_CURVE, Release, write_pages
 from healthslm.release.options import ReleaseOptions
 from healthslm.release.training_data import TrainingData, describe_training_data
+from healthslm.training.log import draw_curve
 from healthslm.training.run_folder import CONFIG_FILE, TrainingReport, check_tokens, report_training, write_metrics
 
 logger = logging.getLogger(__name__)
 
 LEAST_IMPROVEMENT = 0.01
-"""Bits per byte by which a model must be better than the released one to take its place."""
+"""Bits per byte by which a model must be better than the released one to replace it."""
 
 WEIGHTS, CONFIG, TOKENIZER = SAFE_WEIGHTS_NAME, "config.json", "tokenizer.json"
 RESULTS = "results"
 HELD_OUT = "held_out"
 TRAINING = "training"
-_NOT_OF_THE_NETWORK = {"dtype", "transformers_version"}
+_NOT_ARCHITECTURE = {"dtype", "transformers_version"}
+"""Keys of config.json that may differ."""
 
 
 def release(options: ReleaseOptions) -> None:
-    """Check, evaluate and release the model of a run.
+    """Check, evaluate and release the model of a training run.
 
     Raises:
-        UserError: The model is not the repository's network with its tokenizer, was not trained on the corpus given, or
-            is not better than the released one; or what `evaluate_release` raises. The repository is as it was.
+        UserError: The model doesn't have the repository's architecture and tokenizer, was not trained on this corpus,
+            or is not better than the released one, or `evaluate_release` failed. The repository is unchanged.
     """
     root, folder = options.root, options.model or options.run / "best"
     model = open_candidate(folder, root)
@@ -62,87 +73,90 @@ def release(options: ReleaseOptions) -> None:
     check_held_out(options, data)
 
     remove_partials(root)
-    # On the file system of the repository, where a finished file is renamed and not copied.
-    with tempfile.TemporaryDirectory(prefix=".release.partial-", dir=root) as partial:
-        staged, results = Path(partial) / "new", options.run / RESULTS
+    # Inside the repository, so that finished files can be renamed into place.
+    with tempfile.TemporaryDirectory(prefix=".release.partial-", dir=root) as partial_release:
+        staged, results = Path(partial_release) / "new", options.run / RESULTS
         stage_model(model, root, staged)
         stage_training(training, staged / RESULTS / TRAINING)
         evaluate(options, staged, results, [HELD_OUT])
         if not options.force:
             check_improvement(read_json(results / f"{HELD_OUT}.json"), root / RESULTS / f"{HELD_OUT}.json")
-        evaluate(options, staged, results, [measure for measure in MEASURES if measure != HELD_OUT])
+        evaluate(options, staged, results, [name for name in METRICS if name != HELD_OUT])
         found = read_results(results)
         stage_results(results, staged / RESULTS)
 
         (staged / FIGURES_FOLDER).mkdir(parents=True)
-        write_evaluation_figures(staged / FIGURES_FOLDER, found, training.records, NAME)
-        write_pages(Release(staged / WEIGHTS, model.num_parameters(), found, training, data), root, staged)
-        publish_all(staged, root, Path(partial) / "old")
+        with house_style():
+            draw_curve(training.records, staged / FIGURES_FOLDER / TRAINING_CURVE)
+        write_figures(staged / FIGURES_FOLDER, partial(draw_evaluation, found, NAME))
+        software = read_software(results)
+        write_pages(Release(staged / WEIGHTS, model.num_parameters(), found, software, training, data), root, staged)
+        publish_all(staged, root, Path(partial_release) / "old")
     logger.info("%s: released, %.4f bits per byte", root, found[HELD_OUT]["model"]["bits_per_byte"])
 
 
 def open_candidate(folder: Path, root: Path) -> PreTrainedModel:
-    """Open a model that is the repository's network, with its tokenizer and finite weights, in fp32.
+    """Open a model in fp32 after checking its architecture, tokenizer and weights against the repository.
 
     Raises:
-        UserError: It is not, or cannot be opened.
+        UserError: One of them differs, a weight is not finite, or the model can't be opened.
     """
     for name in (WEIGHTS, CONFIG, TOKENIZER):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no trained model with its tokenizer, for there is no {name} in it")
+            raise UserError(f"{folder}: not a trained model with its tokenizer: {name} is missing")
     if (folder / TOKENIZER).read_bytes() != (root / TOKENIZER).read_bytes():
-        raise UserError(f"{folder / TOKENIZER}: not the tokenizer of {root}, byte for byte")
+        raise UserError(f"{folder / TOKENIZER}: differs from the tokenizer of {root}")
     given, expected = (
-        {name: value for name, value in read_json(place / CONFIG).items() if name not in _NOT_OF_THE_NETWORK}
+        {name: value for name, value in read_json(place / CONFIG).items() if name not in _NOT_ARCHITECTURE}
         for place in (folder, root)
     )
     if differing := sorted(name for name in given | expected if given.get(name) != expected.get(name)):
-        raise UserError(f"{folder / CONFIG}: not the network of {root / CONFIG}: other {', '.join(differing)}")
+        raise UserError(f"{folder / CONFIG}: differs from {root / CONFIG} in {', '.join(differing)}")
     _check_weights(folder / WEIGHTS, root)
     return open_model(folder)
 
 
 def _check_weights(path: Path, root: Path) -> None:
-    """Hold a file's tensors against those of the repository's network, since Transformers makes up a missing one."""
+    """Check the tensors of a file, since Transformers initializes missing ones randomly."""
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(root, trust_remote_code=True), trust_remote_code=True
         )
-    expected = {name: parameter.shape for name, parameter in network.named_parameters()}
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: can't be read: {error}") from error
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if shapes != expected:
         found, wanted = (sum(shape.numel() for shape in these.values()) for these in (shapes, expected))
         raise UserError(
-            f"{path}: {found:,} weights in {len(shapes)} tensors, not the network's {wanted:,} in {len(expected)}"
+            f"{path}: {found:,} weights in {len(shapes)} tensors, but the model has {wanted:,} in {len(expected)}"
         )
     if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{path}: weights that are not finite in {infinite[0]}")
+        raise UserError(f"{path}: {infinite[0]} has weights that are not finite")
 
 
 def check_held_out(options: ReleaseOptions, data: TrainingData) -> None:
-    """Hold what is measured on against what was held out of the corpus.
+    """Check that the evaluation data were held out of the corpus.
 
     Raises:
-        UserError: A file was not held out.
+        UserError: They were not.
     """
     held_out = {file["sha256"] for file in data.held_out}
     for path in (options.held_out, options.pubmedqa):
         if file_sha256(path) not in held_out:
-            raise UserError(f"{path}: not held out of {options.corpus}, by its checksum: build that with --held-out")
+            raise UserError(f"{path}: not held out of {options.corpus}: build the corpus with --held-out {path}")
 
 
 def stage_model(model: PreTrainedModel, root: Path, folder: Path) -> None:
-    """Write the repository's model files into a folder, with these weights in bf16: what a user will open.
+    """Write the repository's model files into a folder, with the weights of a model in bf16.
 
-    config.json has them load as fp32: in bf16 fine-tuning loses most of its updates, and many CPUs compute slowly.
+    config.json names fp32 as the type to load: in bf16, fine-tuning loses most of its updates, and many CPUs are slow.
     """
     model.to(torch.bfloat16).save_pretrained(folder / "saved")
     (folder / "saved" / WEIGHTS).rename(folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read it
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable for the owner only
     shutil.rmtree(folder / "saved")
     for path in (*root.glob("*.py"), *root.glob("*.json")):
         shutil.copy(path, folder)
@@ -151,49 +165,54 @@ def stage_model(model: PreTrainedModel, root: Path, folder: Path) -> None:
 
 
 def stage_training(training: TrainingReport, folder: Path) -> None:
-    """Write the recipe and the metrics of a run, up to the update of the weights, as its own folder has them."""
+    """Write the recipe of a run and its metrics up to the step at which the model was saved, as in a run folder.
+
+    The paths of the recipe are those of the documentation, relative to the recipe in the repository.
+    """
     folder.mkdir(parents=True)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(training.options, sort_keys=False), encoding="utf-8")
+    paths = {"tokens": "../../tokens", "output": f"../../runs/{NAME.lower()}"}
+    recipe = training.config | training.options | paths
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     write_metrics(folder, training.records)
 
 
-def evaluate(options: ReleaseOptions, model: Path, output: Path, measures: list[str]) -> None:
-    data = {name: getattr(options, name) for name in EvaluationData.__dataclass_fields__}
+def evaluate(options: ReleaseOptions, model: Path, output: Path, metrics: list[str]) -> None:
+    data = {field.name: getattr(options, field.name) for field in fields(EvaluationData)}
     training = model / RESULTS / TRAINING
     evaluate_release(
-        ReleaseEvaluationOptions(**data, model=str(model), output=output, training=training, only=measures, keep=True)
+        ReleaseEvaluationOptions(**data, model=str(model), output=output, training=training, only=metrics, keep=True)
     )
 
 
 def stage_results(results: Path, folder: Path) -> None:
-    for name in (*(f"{measure}.json" for measure in MEASURES), PUBMED_IDS):
+    for name in (file for metric in METRICS.values() for file in metric.files):
         shutil.copy(results / name, folder)
 
 
 def check_improvement(new: dict[str, Any], present: Path) -> None:
-    """Hold the bits per byte of a model against those of the released one.
+    """Check that the bits per byte of a model are better than those of the released one.
 
     Raises:
-        UserError: It is not better by `LEAST_IMPROVEMENT`, or was measured on other documents.
+        UserError: They are not better by `LEAST_IMPROVEMENT`, or were measured on other documents.
     """
     if not present.is_file():
         return
     released = read_json(present)
     bits, released_bits = (found["model"]["bits_per_byte"] for found in (new, released))
     if new["model"]["bytes"] != released["model"]["bytes"]:
-        problem = f"the released model has {released_bits:.4f} on other documents, {released['data']}"
+        problem = f"the released model was measured on other documents, {released['data']} ({released_bits:.4f})"
     elif released_bits - bits < LEAST_IMPROVEMENT:
-        problem = f"the released model has {released_bits:.4f}, and {LEAST_IMPROVEMENT} less is asked for"
+        problem = f"the released model has {released_bits:.4f}, which must improve by {LEAST_IMPROVEMENT}"
     else:
         return
-    raise UserError(f"not released: {bits:.4f} bits per byte on {new['data']}; {problem}; --force releases it anyway")
+    raise UserError(f"not released: {bits:.4f} bits per byte on {new['data']}; {problem}; use --force to release it")
 
 
 def publish_all(staged: Path, root: Path, aside: Path) -> None:
-    """Put the files of a folder that the root has not, or has with other bytes, in their places there: all of them.
+    """Move the new and changed files of a folder into the repository: all of them or none.
 
-    Where one fails, those before it become again what they were. A process that is killed in between leaves some files
-    new and some old; the same command, with --force, makes them all new.
+    If one fails, those before it are restored. If the process is killed in between, some files are new and some old:
+    running the same command again with --force updates them all.
 
     Args:
         aside: A folder for the old files, on the same file system.

@@ -1,4 +1,4 @@
-"""What a model card tells of the corpus that a model was trained on, next to the card of the corpus itself."""
+"""Facts about the training corpus for the documents of a release. The corpus has a card of its own as well."""
 
 import tempfile
 from dataclasses import dataclass
@@ -19,31 +19,32 @@ CORPUS_CARD_RECIPE = Path("docs/corpus-card.yaml")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The corpus in numbers, and the files that it was made of."""
+    """The corpus in numbers, with its input files."""
 
     report_sha256: str
-    """Checksum of the corpus's report.json, which holds those of all its input."""
+    """SHA-256 of the corpus's report.json, which records those of all input files."""
     train: dict[str, Any]
     """Documents and bytes of the training split."""
     train_tokens: int
     tokenizer_sha256: str
     licences: list[Row]
-    """Licence as stated, documents and bytes, of all splits."""
+    """Licence as stated by the source, documents and bytes, over all splits."""
     files: list[dict[str, Any]]
-    """Name, checksum and documents kept of each input file."""
+    """Name, SHA-256 and number of documents kept of each input file."""
     held_out: list[dict[str, Any]]
-    """Name and checksum of the files of which nothing is in the corpus."""
+    """Name and SHA-256 of the files that were held out."""
 
 
 def describe_training_data(corpus: Path, tokens: Path, context: int, repository: Path) -> TrainingData:
-    """Count a corpus and its tokens, and name its files as the card of the corpus does.
+    """Count the documents and tokens of a corpus, and name its files as its card does.
 
     Raises:
-        UserError: The corpus or its tokens are missing or not of each other, or the repository has no card of it.
+        UserError: The corpus or its tokens are missing or don't match, or the repository's card describes another
+            corpus.
     """
     report_file = corpus / REPORT
     if not report_file.is_file():
-        raise UserError(f"{corpus}: no corpus, for there is no {REPORT} in it; scripts/build_corpus.py writes one")
+        raise UserError(f"{corpus}: not a corpus: {REPORT} is missing; build one with scripts/build_corpus.py")
     report = read_json(report_file)
     files = [*report["files"], *report["held_out"]]
     _check_card(repository / CORPUS_CARD, corpus, [file["sha256"] for file in files if file["sha256"]])
@@ -68,4 +69,4 @@ def describe_training_data(corpus: Path, tokens: Path, context: int, repository:
 def _check_card(card: Path, corpus: Path, checksums: list[str]) -> None:
     page = card.read_text(encoding="utf-8") if card.is_file() else ""
     if any(checksum not in page for checksum in checksums):
-        raise UserError(f"{card}: not the card of {corpus}: write it by scripts/describe_corpus.py")
+        raise UserError(f"{card}: not the card of {corpus}: write it with scripts/describe_corpus.py")

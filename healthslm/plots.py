@@ -1,10 +1,10 @@
-"""The figures of an evaluation: training curve, bits per byte, minimal pairs and memorised text, with 95% intervals.
+"""Plots with one look for the whole library, drawn from results that were computed elsewhere.
 
-Each function draws what `healthslm.evaluation.measures` has measured; nothing is measured here. The images are the same
-whatever Matplotlib's settings are where they are drawn.
+An image depends neither on the user's Matplotlib settings nor on the time or the versions of the software.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,77 +14,93 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from healthslm.data_card.figures import BLUE, COLOURS, STYLE, VERMILION
-from healthslm.training.log import draw_curve
-
-TRAINING = "training.png"
-BITS_PER_BYTE, GROUPS, MINIMAL_PAIRS, MEMORISATION = FIGURES = tuple(
-    f"{name}.png" for name in ("bits_per_byte", "decades_and_sections", "minimal_pairs", "memorisation")
-)
-RATES = {
-    "win_rate": "the model, in the sentence",
-    "without_context": "the model, of the terms alone",
-    "more_frequent": "the more frequent term",
+# Okabe and Ito, "Color Universal Design", 2008: colours that are distinct for people with any colour vision.
+BLUE, VERMILION = "#0072B2", "#D55E00"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.wspace": 0.06,
+    "grid.color": "0.9",
+    "text.parse_math": False,
 }
 
+BITS_PER_BYTE, GROUPS, MINIMAL_PAIRS, MEMORIZATION = FIGURES = tuple(
+    f"{name}.png" for name in ("bits_per_byte", "decades_and_sections", "minimal_pairs", "memorization")
+)
+RATES = {
+    "win_rate": "model, full sentence",
+    "without_context": "model, term alone",
+    "more_frequent": "more frequent term",
+}
+XZ = {"together": "all texts as one stream", "alone": "each text separately"}
+
 Results = dict[str, dict[str, Any]]
-"""What each measure has found, by its name."""
+"""The result of each metric of `healthslm.evaluation.metrics`, by its name."""
 
 
-def write_evaluation_figures(folder: Path, results: Results, records: list[dict[str, Any]], name: str) -> None:
-    """Write the figures as images that hold no time and no version.
+def house_style() -> AbstractContextManager[None]:
+    """A context in which figures have the library's style, whatever the user's settings are."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def write_figures(folder: Path, draw: Callable[[], dict[str, Figure]]) -> None:
+    """Draw figures in the library's style and write them as PNG images.
 
     Args:
-        records: The metrics of the run.
-        name: The model's.
+        draw: Returns the figures by their file names.
     """
-    with matplotlib.style.context(["default", STYLE]):  # whatever the user's is
-        draw_curve(records, folder / TRAINING)
-        for file, figure in draw_evaluation(results, name).items():
-            figure.savefig(folder / file, dpi=150, metadata={"Software": None})
+    with house_style():
+        for name, figure in draw().items():
+            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
 
 
 def draw_evaluation(results: Results, name: str) -> dict[str, Figure]:
-    """The figures of the results by the names of their files."""
+    """The figures of an evaluation by their file names.
+
+    Args:
+        name: Display name of the model.
+    """
     return {
-        BITS_PER_BYTE: draw_contenders(results["held_out"], results["beside"]["models"], name),
+        BITS_PER_BYTE: draw_comparison(results["held_out"], results["baselines"]["models"], name),
         GROUPS: draw_groups(results["pubmed"]),
         MINIMAL_PAIRS: draw_minimal_pairs(results["minimal_pairs"]),
-        MEMORISATION: draw_memorisation(results["memorisation"], results["held_out"]),
+        MEMORIZATION: draw_memorization(results["memorization"], results["held_out"]),
     }
 
 
-def draw_contenders(held_out: dict[str, Any], beside: dict[str, Any], name: str) -> Figure:
-    """A dot with its interval for each that was measured on the held-out abstracts, the fewest bits on top."""
-    measured = {other: found for other, found in beside.items() if "bits_per_byte" in found}
-    contenders = {name: held_out["model"], "the same network, untrained": held_out["untrained"]} | measured
-    compressors = {f"xz, texts {how}": {"bits_per_byte": held_out["xz"][how]} for how in ("together", "alone")}
-    ordered = sorted((contenders | compressors).items(), key=lambda item: item[1]["bits_per_byte"])
+def draw_comparison(held_out: dict[str, Any], baselines: dict[str, Any], name: str) -> Figure:
+    """Bits per byte of the model and its baselines, with intervals, the best on top."""
+    measured = {other: found for other, found in baselines.items() if "bits_per_byte" in found}
+    models = {name: held_out["model"], f"{name}, untrained": held_out["untrained"]} | measured
+    compressors = {f"xz, {how}": {"bits_per_byte": held_out["xz"][key]} for key, how in XZ.items()}
+    ordered = sorted((models | compressors).items(), key=lambda item: item[1]["bits_per_byte"])
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(ordered)))
-    ax = figure.add_subplot(xlabel="bits per byte of held-out abstracts: fewer are better")
+    ax = figure.add_subplot(xlabel="bits per byte of held-out abstracts (lower is better)")
     _draw_dots(ax, ordered, highlighted=name)
     return figure
 
 
 def draw_groups(pubmed: dict[str, Any]) -> Figure:
-    """Dots with intervals by decade and by section, and a line at the figure of all."""
+    """Bits per byte by decade and by section, with intervals and a line at the overall result."""
     decades, sections = (list(pubmed[name].items()) for name in ("by_decade", "by_section"))
     figure = Figure(figsize=(9, 1.4 + 0.32 * max(len(decades), len(sections))))
     for ax, groups, title in zip(figure.subplots(1, 2), (decades, sections), ("by decade", "by section"), strict=True):
         _draw_dots(ax, groups)
         ax.axvline(pubmed["bits_per_byte"], color="0.4", linestyle="--", lw=1, zorder=0)
-        ax.set(title=title, xlabel="bits per byte (dashed: of all)")
+        ax.set(title=title, xlabel="bits per byte (dashed: overall)")
     return figure
 
 
 def draw_minimal_pairs(minimal_pairs: dict[str, Any]) -> Figure:
-    """For both sets, three bars for each kind of term: how often the true one is preferred, and by what else it might
-    be."""
+    """For both sets and each kind of term, how often the original term wins: by the model and by two baselines."""
     figure = Figure(figsize=(9, 7))
     axes = figure.subplots(2, 1)
     for ax, found, title in zip(axes, (minimal_pairs, minimal_pairs["harder"]), ("pairs", "harder pairs"), strict=True):
         _draw_rates(ax, found["scores"])
-        ax.set(title=title, ylabel="pairs in which the true term wins")
+        ax.set(title=title, ylabel="pairs won by the original term")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -105,16 +121,16 @@ def _draw_rates(ax: Axes, scores: dict[str, dict[str, Any]]) -> None:
     ax.grid(axis="y")
 
 
-def draw_memorisation(memorisation: dict[str, dict[str, Any]], held_out: dict[str, Any]) -> Figure:
-    """For training and held-out documents, the bits per byte of abstracts, and the share of documents that the model
-    goes on with as they do, by place."""
+def draw_memorization(memorization: dict[str, dict[str, Any]], held_out: dict[str, Any]) -> Figure:
+    """Bits per byte of training and held-out abstracts, and the share of documents that match a greedy continuation at
+    each position."""
     figure = Figure(figsize=(9, 6.5))
     above, ax = figure.subplots(2, 1, height_ratios=(1, 2.2))
-    abstracts = {f"{name.replace('_', '-')} abstracts": found["abstracts"] for name, found in memorisation.items()}
+    abstracts = {f"{name.replace('_', '-')} abstracts": found["abstracts"] for name, found in memorization.items()}
     _draw_dots(above, (abstracts | {held_out["data"]: held_out["model"]}).items(), highlighted="training abstracts")
     above.set(xlabel="bits per byte")
-    ax.set(xlabel="token behind the 50 that the model was given", ylabel="documents that match there")
-    for (name, found), colour, style in zip(memorisation.items(), (VERMILION, BLUE), ("-", "--"), strict=True):
+    ax.set(xlabel="position in the continuation of 50 given tokens", ylabel="documents that match")
+    for (name, found), colour, style in zip(memorization.items(), (VERMILION, BLUE), ("-", "--"), strict=True):
         shares = found["matching_by_position"]
         label = f"{name.replace('_', '-')} documents: {found['documents']:,}"
         ax.plot(range(1, len(shares) + 1), shares, color=colour, linestyle=style, lw=1.8, label=label)
@@ -126,7 +142,7 @@ def draw_memorisation(memorisation: dict[str, dict[str, Any]], held_out: dict[st
 
 
 def _draw_dots(ax: Axes, rows: Iterable[tuple[str, dict[str, Any]]], highlighted: str | None = None) -> None:
-    """A row a line, the first on top: a dot at its bits per byte, its interval where it has one, and the figure."""
+    """One line per row, the first on top: a dot at its bits per byte, the interval if it has one, and the number."""
     names = []
     for place, (name, found) in enumerate(rows):
         bits, interval = found["bits_per_byte"], found.get("interval")

@@ -1,4 +1,4 @@
-"""Memorisation: a model that has learnt its text by heart, and matches counted by hand."""
+"""Memorization: a model that has memorized its training text, and matches counted by hand."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 from networks import random_ids
 from small_model import small_model
 
-from healthslm.evaluation.intervals import mean, share
-from healthslm.evaluation.memorisation import choose_openings, continue_greedily, measure_bits, measure_matches
+from healthslm.evaluation.memorization import choose_openings, continue_greedily, measure_bits, measure_matches
+from healthslm.statistics import mean, share
 
 SEPARATOR = 0
 
@@ -18,7 +18,7 @@ def documents(count: int, seed: int) -> np.ndarray:
     return np.concatenate([np.full((count, 1), SEPARATOR), random_ids(count, 100, seed=seed).numpy()], axis=1)
 
 
-def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_needs_fewer_bits_for_it():
+def test_a_model_that_has_memorized_its_text_repeats_it_and_needs_fewer_bits():
     training, held_out = documents(4, seed=1), documents(4, seed=2)
     model = small_model(max_position_embeddings=128).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -40,7 +40,7 @@ def test_a_model_that_has_learnt_its_text_by_heart_repeats_it_and_needs_fewer_bi
     assert bits[0] < 0.5 < 5 < bits[1]
 
 
-def test_bits_are_those_of_documents_chosen_by_the_seed_over_their_bytes():
+def test_bits_per_byte_are_those_of_documents_chosen_by_the_seed():
     model, texts = small_model(max_position_embeddings=128), list(documents(30, seed=5))
     sizes = np.arange(100, 130)
     with torch.no_grad():
@@ -57,10 +57,10 @@ def test_bits_are_those_of_documents_chosen_by_the_seed_over_their_bytes():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_continuations_take_the_likeliest_token_each_time_in_any_batch(batch_size):
+def test_continuations_are_greedy_for_any_batch_size(batch_size):
     model = small_model(max_position_embeddings=128)
     with torch.no_grad():
-        model.lm_head.weight[SEPARATOR] *= 1.5  # so that some document ends early
+        model.lm_head.weight[SEPARATOR] *= 1.5  # so that a document ends early
     openings = documents(5, seed=3)
     expected = np.full((5, 50), SEPARATOR)
     for row, opening in enumerate(openings):
@@ -77,8 +77,8 @@ def test_continuations_take_the_likeliest_token_each_time_in_any_batch(batch_siz
 def test_matches_are_counted_token_by_token():
     openings = documents(4, seed=4)
     written = openings[:, 51:].copy()
-    written[1, 10:] = SEPARATOR  # ten tokens match
-    written[2, 0] = SEPARATOR  # all but the first: none before it
+    written[1, 10:] = SEPARATOR  # the first ten tokens match
+    written[2, 0] = SEPARATOR  # all tokens but the first match
     written[3, [20, 49]] = SEPARATOR
     result = measure_matches(written, openings)
     assert result["documents"] == 4
@@ -90,7 +90,7 @@ def test_matches_are_counted_token_by_token():
     assert [by_position[place] for place in (0, 1, 10, 20, 49)] == [3 / 4, 1, 3 / 4, 2 / 4, 2 / 4]
 
 
-def test_openings_are_those_of_documents_that_are_long_enough():
+def test_openings_come_from_documents_that_are_long_enough():
     long_enough = [1, 3, 4, 7]
     texts = [np.full(101 + number if number in long_enough else 100, number, dtype=np.uint16) for number in range(8)]
     openings = choose_openings(texts.__getitem__, range(len(texts)), count=10)
