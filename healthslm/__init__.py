@@ -1,3 +1,3 @@
 """HealthSLM: small language models for biomedical text, from PubMed files to generated text."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
