@@ -137,12 +137,13 @@ def _separate_loguru() -> Iterator[None]:
 
     While the block runs, the logger writes to handlers of its own: the log files of datatrove's tasks.
     """
-    core = loguru_logger._core
-    loguru_logger._core = LoguruCore()
+    logger: Any = loguru_logger  # its handlers are in a private attribute
+    core = logger._core
+    logger._core = LoguruCore()
     try:
         yield
     finally:
-        loguru_logger._core = core
+        logger._core = core
 
 
 def _run_with_progress(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None:
@@ -227,7 +228,13 @@ def _become_worker() -> None:
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class _Ray(_RecordsFailures, RayPipelineExecutor):
@@ -256,12 +263,13 @@ def _make_executor(kind: str, step: Step, options: ExecutorOptions, logs: Path, 
 
 def _submit(steps: Sequence[Step], options: ExecutorOptions, logs: Path) -> None:
     """Submit the steps to Slurm as a chain of jobs; each starts when the previous one has succeeded."""
-    executor = None
+    executor: PipelineExecutor | None = None
     environment = f'export PATH="{Path(sys.executable).parent}:$PATH"'
     for step in steps:
         more = {"job_name": step.name, "env_command": environment, "depends": executor}
         executor = _make_executor("slurm", step, options, logs, **more)
-    executor.run()
+    if executor is not None:
+        executor.run()
 
 
 @contextmanager

@@ -226,7 +226,7 @@ def test_weights_without_a_tokenizer_are_refused(finished_run, options, tmp_path
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(finished_run / "best" / name, folder)
-    with pytest.raises(UserError, match=f"{folder}: no tokenizer in this folder.*--accept-changes trains"):
+    with pytest.raises(UserError, match=f"{folder}: no tokenizer in this folder.*use --accept-changes to train"):
         pretrain(options(tmp_path / "run", model=str(folder)))
 
 

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from types import TracebackType
+from typing import IO, Self, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -23,6 +24,8 @@ from lxml import etree
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from urllib3 import BaseHTTPResponse
+from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import MaxRetryError
 from urllib3.util import Retry
 
@@ -104,29 +107,34 @@ def list_files(session: requests.Session, base_url: str) -> dict[int, str]:
     Raises:
         UserError: A listing cannot be read; or there are no PubMed files, files from two years, or one in both folders.
     """
-    paths = [f"{folder}/{name}" for folder in FOLDERS for name in _list_names(session, f"{base_url}{folder}/")]
-    if not paths:
+    listed = [
+        (number, f"{folder}/{name}")
+        for folder in FOLDERS
+        for number, name in _list_names(session, f"{base_url}{folder}/")
+    ]
+    if not listed:
         raise UserError(f"{base_url}: neither baseline/ nor updatefiles/ lists a file such as pubmed26n0001.xml.gz")
-    refuse_two_years([base_url + path for path in paths], "; wait until the server has replaced all of them")
+    refuse_two_years([base_url + path for _, path in listed], "; wait until the server has replaced all of them")
     files: dict[int, str] = {}
-    for path in paths:
-        other = files.setdefault(file_number(path.rpartition("/")[2]), path)
+    for number, path in listed:
+        other = files.setdefault(number, path)
         if other != path:
             raise UserError(f"{base_url}{path}: is also listed as {other}; only one of them can be right")
     return files
 
 
-def _list_names(session: requests.Session, url: str) -> list[str]:
-    """The PubMed files that a listing links to. Only plain names are accepted, which cannot lead out of the folder."""
+def _list_names(session: requests.Session, url: str) -> list[tuple[int, str]]:
+    """The numbers and names of the PubMed files in a listing. Links that lead out of the folder are ignored."""
     try:
         page = fetch_bytes(session, url)
     except FetchError as error:
         raise UserError(f"{url}: cannot read the listing: {error}") from error
     targets = etree.HTML(page or b"<html/>", etree.HTMLParser(encoding="utf-8")).xpath("//a/@href")
-    for target in targets:
-        if target.endswith(".xml.gz") and file_number(target) is None:
-            logger.warning("%s: ignored %r, which is not the plain name of a PubMed file", url, str(target))
-    return [str(target) for target in targets if file_number(target) is not None]
+    numbered = [(file_number(target), str(target)) for target in targets]
+    for number, target in numbered:
+        if number is None and target.endswith(".xml.gz"):
+            logger.warning("%s: ignored %r, which is not the plain name of a PubMed file", url, target)
+    return [(number, target) for number, target in numbered if number is not None]
 
 
 def select_files(files: dict[int, str], selection: str) -> list[str]:
@@ -254,14 +262,20 @@ def _parse_checksum(text: str, name: str) -> str | None:
 class _LoggedRetry(Retry):
     """Retries requests, and logs each failure."""
 
-    def increment(self, method: str | None = None, url: str | None = None, *args: Any, **more: Any) -> Retry:
-        retry = super().increment(method, url, *args, **more)  # raises after the last try
-        response, error = more.get("response"), more.get("error")
-        if response is None:
-            reason, seconds = _root_cause(error), retry.get_backoff_time()
-        else:
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
+        retry = super().increment(method, url, response, error, _pool, _stacktrace)  # raises after the last try
+        reason, seconds = _root_cause(error) if error else "", retry.get_backoff_time()
+        if response is not None:
             reason = f"{response.status} {response.reason}"
-            seconds = retry.get_retry_after(response) or retry.get_backoff_time()
+            seconds = retry.get_retry_after(response) or seconds
         message = "%s: try %d of %d failed: %s; next try in %g s"
         logger.warning(message, urlsplit(url or "").path, len(retry.history), TRIES, reason, seconds)
         return retry

@@ -78,8 +78,7 @@ def _formula(element: etree._Element) -> str:
     if name == "mfrac":
         return "/".join(text if len(text) == 1 or text.isalnum() else f"({text})" for text in texts)
     if name in ("msup", "msubsup"):
-        *base, exponent = texts
-        base = "".join(base)
+        base, exponent = "".join(texts[:-1]), texts[-1]
         return base + _superscript(base[-1:] or " ", exponent)
     return "".join(texts)
 

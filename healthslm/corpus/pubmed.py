@@ -152,7 +152,9 @@ def _divide(citation: bytes) -> tuple[bytes, bytes]:
     The caller checks that each skipped piece is well-formed by itself. It is then the content of its first tag, or
     follows that tag in the same element, so no other citation can be skipped with it.
     """
-    read, skipped, stop = [], [], len(citation)
+    read: list[bytes] = []
+    skipped: list[bytes] = []
+    stop = len(citation)
     for start_tag, end_tag in _SKIPPED:
         last = citation.rfind(end_tag, 0, stop)
         first = citation.rfind(start_tag, 0, last) + len(start_tag)

@@ -106,7 +106,7 @@ def write_drop_list(signatures: list[Path], records: list[Path], held_out: Path,
     }
     database = output.with_suffix(".duckdb")
     database.unlink(missing_ok=True)  # left by a run that was killed
-    config = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}
+    config: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}
     try:
         with duckdb.connect(str(database), config=config) as connection:
             _run(connection, output, values)

@@ -114,7 +114,7 @@ def rename(names: dict[str, str], report: dict[str, Any], statistics: Statistics
 def render_page(title: str, report: dict[str, Any], statistics: Statistics, tokens: TokenStatistics | None) -> str:
     """Fill the template of the card."""
     documents, chunks, num_bytes, addresses = statistics["totals"][0]
-    years = dict(statistics["years"])
+    years: dict[int | None, int] = dict(statistics["years"])
     years_unstated = years.pop(None, 0)
     bands, rows_per_band = report["selection"]["bands"], report["selection"]["rows"]
     return _template().render(

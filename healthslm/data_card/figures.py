@@ -96,7 +96,7 @@ def draw_years(years: dict[int, int]) -> Figure:
     """Draw bars of documents by year of publication."""
     figure = Figure(figsize=(9, 4))
     ax = figure.add_subplot(xlabel="year of publication", ylabel="documents per year")
-    ax.bar(years.keys(), years.values(), width=0.9, color=BLUE)
+    ax.bar(list(years), list(years.values()), width=0.9, color=BLUE)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     if max(years.values()) > 100 * min(years.values()):
         ax.set(yscale="log", ylabel="documents per year (log scale)", ylim=(0.7, None))
@@ -130,7 +130,7 @@ def draw_lengths(lengths: list[Row]) -> Figure:
         ax.stairs(shares, edges, color=colour, linestyle=style, lw=1.8, label=f"{kind}: {documents:,} {noun}")
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_formatter(THOUSANDS)
-    ax.yaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    ax.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter("{x:.0%}")
     ax.grid()
     ax.legend(frameon=False)

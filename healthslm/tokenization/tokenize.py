@@ -7,7 +7,7 @@ import tempfile
 from array import array
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from datatrove.data import DocumentsPipeline
@@ -132,9 +132,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def count_split(folder: Path, corpus_files: list[Path]) -> dict[str, int | list[dict[str, int | str]]]:
+def count_split(folder: Path, corpus_files: list[Path]) -> dict[str, Any]:
     """The entry of a split in tokens.json: its documents, tokens and bytes, in total and by file."""
-    files = []
+    files: list[dict[str, Any]] = []
     for path in corpus_files:
         tokens, ends, text_bytes = (
             np.load(folder / f"{path.stem}.{kind}.npy", mmap_mode="r") for kind in ("tokens", "ends", "bytes")

@@ -48,17 +48,18 @@ def train_tokenizer(options: TokenizerOptions) -> None:
             f"{len(tokenizer)}; add text or lower --vocab-size"
         )
 
+    validation = count_tokens(tokenizer, split_files(options.corpus, "validation"))
     report = {
         "vocab_size": len(tokenizer),
         "train_files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-        "validation": count_tokens(tokenizer, split_files(options.corpus, "validation")),
+        "validation": validation,
     }
     with replacing(options.output) as folder:
         tokenizer.save_pretrained(folder)
         write_json(folder / REPORT_FILE, report)
     logger.info(
         "%s: %s tokens; %.3f bytes per token on the validation split",
-        *(options.output, f"{len(tokenizer):,}", report["validation"]["bytes_per_token"]),
+        *(options.output, f"{len(tokenizer):,}", validation["bytes_per_token"]),
     )
 
 
