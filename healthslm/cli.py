@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
@@ -224,8 +224,10 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "healthslm"):
         raise error
-    wanted = package.replace("_", "-").lower()
-    for requirement in importlib.metadata.requires("healthslm") or []:
+    wanted, requirements = package.replace("_", "-").lower(), []
+    with suppress(importlib.metadata.PackageNotFoundError):  # healthslm itself is on the path, but not installed
+        requirements = importlib.metadata.requires("healthslm") or []
+    for requirement in requirements:
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         if extra and re.match(rf"{re.escape(wanted)}\b(?!-)", requirement.replace("_", "-").lower()):
             return f"{package} is not installed; in the repository, pip install -e '.[{extra[1]}]' installs it"
