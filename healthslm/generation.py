@@ -14,7 +14,7 @@ from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separa
 
 logger = logging.getLogger(__name__)
 
-GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 """Arguments of Transformers' `generate` for greedy decoding, without warnings about unused sampling options."""
 
 NOTICE = "Generated text, for research only. It is not medical advice, and its statements are often false."

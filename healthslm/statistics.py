@@ -1,6 +1,7 @@
 """Shares, means, ratios and macro-F1 with their 95% confidence intervals, ready for JSON."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ _MAX_DRAWN = 2**21
 """Items drawn at a time, which bounds the memory of a bootstrap."""
 
 
-def share(successes: float, trials: int) -> dict[str, float | list[float]]:
+def share(successes: float, trials: int) -> dict[str, Any]:
     """A share with Wilson's score interval (Wilson 1927, "Probable inference, the law of succession, and statistical
     inference"), which stays within 0 and 1 and also holds for shares of 0 and 1.
 
@@ -31,7 +32,7 @@ def share(successes: float, trials: int) -> dict[str, float | list[float]]:
     return {"share": observed, "interval": [lower, upper]}
 
 
-def mean(values: np.ndarray) -> dict[str, float | list[float]]:
+def mean(values: np.ndarray) -> dict[str, Any]:
     """The mean of independent values with its bootstrap interval, which stays within the range of the values.
 
     Args:

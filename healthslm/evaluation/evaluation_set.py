@@ -128,7 +128,9 @@ def fetch_evaluation_set(options: FetchOptions) -> None:
     pmids = sorted({_pmid(entry) for entry in published.documents})
     rows = _documents(_fetch_records(pmids, options), published.settings)
     found = {(row["id"], row["part"]): row for row in rows}
-    same, changed, missing = [], [], []
+    same: list[Row] = []
+    changed: list[str] = []
+    missing: list[str] = []
     for entry in published.documents:
         document = found.get((entry["id"], entry["chunk"]))
         if document is not None and _sha256(document_text(document["title"], document["text"])) == entry["sha256"]:

@@ -186,9 +186,7 @@ def _section_name(section: Mapping[str, Any]) -> str:
     return "UNASSIGNED" if section["category"] or section["label"] else "unstructured"
 
 
-def measure_model(
-    name: str, documents: Sequence[Document], device: Device = "cpu", **settings: int | bool | None
-) -> dict[str, Any]:
+def measure_model(name: str, documents: Sequence[Document], device: Device = "cpu", **settings: Any) -> dict[str, Any]:
     """Measure the model of a folder or Hub name, with its own tokenizer, as `measure_held_out` does.
 
     Returns:

@@ -157,7 +157,7 @@ class TermFinder:
                 # Synonyms yield no mention, but longer ones, such as "heart attack", hide shorter terms.
                 found = term if name == term.name else None
                 for form in dict.fromkeys((name, _with_capital(name))):
-                    self._names[_WORD.search(form)[0]].append((form, found))
+                    self._names[_WORD.findall(form)[0]].append((form, found))
         for names in self._names.values():
             names.sort(key=lambda entry: -len(entry[0]))
 
@@ -271,9 +271,9 @@ def build_pairs(
                 usable[mention.term.kind].append(mention)
         for kind in KINDS:
             key = f"{seed} {document} {kind}"
-            mention = min(usable[kind], key=lambda mention: hash_key(f"{key} {mention.start}"), default=None)
-            if mention is None:
+            if not usable[kind]:
                 continue
+            mention = min(usable[kind], key=lambda mention: hash_key(f"{key} {mention.start}"))
             absent = (other for other in others(mention.term) if not other.mentions.search(text))
             nearest = list(islice(absent, NEAREST if similarity is None else 1))
             if nearest:

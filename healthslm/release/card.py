@@ -72,7 +72,7 @@ def insert_results(readme: str, table: str, results: list[EvalResult]) -> str:
     if not begin or not end or BEGIN in old + after or END in before + after:
         raise UserError(f"{README}: expected one line {BEGIN} and, below it, one line {END}")
     card = ModelCard(f"{before}{BEGIN}\n\n{table.strip()}\n\n{END}{after}")
-    card.data.model_name, card.data.eval_results = NAME, results
+    card.data.model_name, card.data.eval_results = NAME, results  # type: ignore[attr-defined]
     return str(card)
 
 

@@ -32,8 +32,7 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Open a fast tokenizer with a separator token, see `open_tokenizer` and `separator_id`."""
     tokenizer = open_tokenizer(name)
-    if separator_id(tokenizer) is None:
-        raise UserError(f"{name}: the tokenizer has no token to separate documents; set its eos_token")
+    separator_id(tokenizer)
     return tokenizer
 
 
@@ -43,9 +42,17 @@ def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def separator_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of the token before every document: eos_token, or bos_token if there is none."""
-    return tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+def separator_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the token before every document: eos_token, or bos_token if there is none.
+
+    Raises:
+        UserError: There is neither.
+    """
+    for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token_id is not None:
+            return token_id
+    name = tokenizer.name_or_path
+    raise UserError(f"{name}: the tokenizer has no token to separate documents; set its eos_token")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], **more: bool) -> BatchEncoding:
