@@ -49,7 +49,7 @@ def row(identifier: str, text: str, kind: str, **more: Any) -> dict[str, Any]:
 # With the sample: documents of every kind, and some that are dropped for every reason.
 ROWS = [
     row("a1", "\n".join(english(f"long{number}", 40) for number in range(30)), "fulltext", title="Größe"),
-    row("a2", english("question", 20), ODD_SOURCE, license="a\nlicence | of two lines"),
+    row("a2", english("question", 20), ODD_SOURCE, license="a\nlicense | of two lines"),
     row("a3", english("answer", 25), ODD_SOURCE, license="MIT", year=1801),
     *(
         row(f"s{number}", english(f"s{number}n", 10), "many", source=f"source {number:02}")
@@ -165,21 +165,21 @@ def test_splits_have_the_documents_chunks_bytes_and_tokens_of_the_files(mixed):
     assert len(rows) > len({row["id"] for row in rows})
 
 
-def test_sources_and_licences_are_those_of_the_documents_with_most_documents_first(mixed):
+def test_sources_and_licenses_are_those_of_the_documents_with_most_documents_first(mixed):
     rows = read_rows(mixed.corpus)
     names = {(row["source"], " ".join(row["license"].split())) for row in rows}
     documents = Counter((row["source"], " ".join(row["license"].split())) for row in rows if row["part"] == 1)
     sizes = Counter()
     for row in rows:
         sizes[row["source"], " ".join(row["license"].split())] += num_bytes(row)
-    listed = table(mixed.output, "source", "licence as stated")
+    listed = table(mixed.output, "source", "license as stated")
     assert {tuple(cells[:2]): cells[3:] for cells in listed} == {
         name: [figure_of(documents[name]), figure_of(sizes[name])] for name in names
     }
     assert [tuple(cells[:2]) for cells in listed] == sorted(names, key=lambda name: (-documents[name], name))
 
     by_license = Counter(" ".join(row["license"].split()) for row in rows if row["part"] == 1)
-    assert {cells[0]: cells[1] for cells in table(mixed.output, "licence as stated", "documents")} == {
+    assert {cells[0]: cells[1] for cells in table(mixed.output, "license as stated", "documents")} == {
         name: figure_of(count) for name, count in by_license.items()
     }
 
@@ -233,12 +233,12 @@ def test_a_source_named_after_its_file_gets_the_given_name(sample_folders, tmp_p
     describe_corpus(options)
     page = read_page(options.output)
     assert "renamed" not in page
-    assert [cells[0] for cells in table(options.output, "source", "licence as stated")] == ["original.txt"]
+    assert [cells[0] for cells in table(options.output, "source", "license as stated")] == ["original.txt"]
     assert "U.S. National" not in page and "No document states its year" in page
     assert {path.name for path in options.output.iterdir()} == {
         "README.md",
         "sources.png",
-        "licences.png",
+        "licenses.png",
         "lengths.png",
     }
 
@@ -292,7 +292,7 @@ def test_figures_count_every_document_once(mixed, tmp_path):
     years = {round(bar.get_center()[0]): bar.get_height() for bar in figures["years.png"].axes[0].patches}
     assert years == Counter(row["year"] for row in documents if row["year"] is not None)
 
-    for name in ("sources.png", "licences.png"):
+    for name in ("sources.png", "licenses.png"):
         by_documents, by_bytes = figures[name].axes
         assert sum(bar.get_width() for bar in by_documents.patches) == len(documents)
         assert sum(bar.get_width() for bar in by_bytes.patches) == sum(map(num_bytes, rows))
@@ -346,7 +346,7 @@ def test_the_same_corpus_gives_the_same_bytes_in_any_environment(mixed, run_scri
         ("lengths.png", (1350, 600), VERMILION),
         ("tokens.png", (1350, 600), VERMILION),
         ("sources.png", (1350, 900), BLUE),
-        ("licences.png", (1350, 150 * (1.2 + 0.3 * 4)), VERMILION),
+        ("licenses.png", (1350, 150 * (1.2 + 0.3 * 4)), VERMILION),
     ],
 )
 def test_figures_have_the_right_size_and_are_not_blank(mixed, name, size, colour):

@@ -25,7 +25,7 @@ from healthslm.data_card.statistics import (
 )
 
 SOURCES, LICENSES, YEARS, LENGTHS, TOKENS = FIGURES = tuple(
-    f"{name}.png" for name in ("sources", "licences", "years", "lengths", "tokens")
+    f"{name}.png" for name in ("sources", "licenses", "years", "lengths", "tokens")
 )
 MAX_BARS = 15
 MAX_LINES = 5

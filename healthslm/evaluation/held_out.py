@@ -10,7 +10,7 @@ Definitions:
   estimates how much the result would change with other documents of the same kind. It does not cover other training
   seeds. It is None for fewer than `FEWEST_DOCUMENTS` documents, where it would be too narrow.
 - The **decade** is that of the year of publication. Documents without a year belong to no decade.
-- The **section** is the category that NLM assigns to a section of a structured abstract. UNASSIGNED are labelled
+- The **section** is the category that NLM assigns to a section of a structured abstract. UNASSIGNED are labeled
   sections that have none of NLM's categories, `unstructured` is the text of abstracts without sections, `title` is the
   title with its newline, and `labels` is the text between sections: "METHODS: " and spaces. The bits of the sections
   add up to those of the documents: a token that spans two sections has its bits divided in proportion to its bytes.

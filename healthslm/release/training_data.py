@@ -27,8 +27,8 @@ class TrainingData:
     """Documents and bytes of the training split."""
     train_tokens: int
     tokenizer_sha256: str
-    licences: list[Row]
-    """Licence as stated by the source, documents and bytes, over all splits."""
+    licenses: list[Row]
+    """License as stated by the source, documents and bytes, over all splits."""
     files: list[dict[str, Any]]
     """Name, SHA-256 and number of documents kept of each input file."""
     held_out: list[dict[str, Any]]
@@ -60,7 +60,7 @@ def describe_training_data(corpus: Path, tokens: Path, context: int, repository:
         train=report["splits"]["train"],
         train_tokens=in_tokens.counts["train"],
         tokenizer_sha256=in_tokens.tokenizer_sha256,
-        licences=sum_by(statistics["sources"], column=1),
+        licenses=sum_by(statistics["sources"], column=1),
         files=report["files"],
         held_out=report["held_out"],
     )
