@@ -4,7 +4,6 @@ An image depends neither on the user's Matplotlib settings nor on the time or th
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito, "Color Universal Design", 2008: colours that are distinct for people with any colour vision.
+from healthslm.files import replacing
+
+# Okabe and Ito, "Color Universal Design", 2008: colors that people with any color vision can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE = {
@@ -41,20 +42,42 @@ Results = dict[str, dict[str, Any]]
 """The result of each metric of `healthslm.evaluation.metrics`, by its name."""
 
 
-def house_style() -> AbstractContextManager[None]:
-    """A context in which figures have the library's style, whatever the user's settings are."""
-    return matplotlib.style.context(["default", STYLE])
-
-
 def write_figures(folder: Path, draw: Callable[[], dict[str, Figure]]) -> None:
     """Draw figures in the library's style and write them as PNG images.
 
     Args:
         draw: Returns the figures by their file names.
     """
-    with house_style():
+    with matplotlib.style.context(["default", STYLE]):
         for name, figure in draw().items():
-            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
+            with replacing(folder / name) as new:
+                figure.savefig(new, dpi=150, metadata={"Software": None})
+
+
+def draw_training(records: list[dict[str, Any]]) -> Figure:
+    """Training loss (left axis) and validation bits per byte (right axis) over the tokens seen.
+
+    Args:
+        records: The metrics of a run, see `healthslm.training.run_folder.read_metrics`.
+    """
+    training = [record for record in records if "loss" in record]
+    validation = [record for record in records if "validation_bits_per_byte" in record]
+    figure = Figure(figsize=(8, 4.5))
+    losses = figure.add_subplot(xlabel="tokens seen", ylabel="training loss, nats per token")
+    losses.plot([r["tokens"] for r in training], [r["loss"] for r in training], color=BLUE, lw=1, label="training")
+    bits = losses.twinx()
+    bits.set_ylabel("validation, bits per byte")
+    bits.plot(
+        [r["tokens"] for r in validation],
+        [r["validation_bits_per_byte"] for r in validation],
+        color=VERMILION,
+        marker="o",
+        markersize=3,
+        label="validation",
+    )
+    bits.spines["right"].set_visible(True)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
 
 
 def draw_evaluation(results: Results, name: str) -> dict[str, Figure]:

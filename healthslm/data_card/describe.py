@@ -9,6 +9,7 @@
 
 import importlib.metadata
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import jinja2
 import yaml
 
+from healthslm import markdown
 from healthslm.corpus.records import SOURCE as PUBMED
 from healthslm.corpus.report import REPORT
 from healthslm.corpus.sources import UNSTATED
 from healthslm.data_card import figures
-from healthslm.data_card.figures import FIGURES, SOURCES, write_figures
+from healthslm.data_card.figures import FIGURES, SOURCES, draw_figures
 from healthslm.data_card.options import DataCardOptions
 from healthslm.data_card.statistics import (
     Statistics,
@@ -34,6 +36,7 @@ from healthslm.data_card.statistics import (
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, read_json, replacing
+from healthslm.plots import write_figures
 
 PAGE = "README.md"
 MAX_SOURCES = 100
@@ -74,7 +77,7 @@ def describe_corpus(options: DataCardOptions) -> None:
         statistics = corpus_statistics(options.corpus, report, card.with_name("documents.duckdb"))
         tokens = None if options.tokens is None else token_statistics(options.tokens, report, options.context)
         rename(options.names, report, statistics)
-        write_figures(card, statistics, tokens)
+        write_figures(card, partial(draw_figures, statistics, tokens))
         (card / PAGE).write_text(render_page(options.title, report, statistics, tokens), encoding="utf-8")
 
 
@@ -147,15 +150,8 @@ def render_page(title: str, report: dict[str, Any], statistics: Statistics, toke
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("healthslm.data_card"),
-        undefined=jinja2.StrictUndefined,  # a missing figure is an error, not a gap
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    environment.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "markdown": _escape_markdown}
+    environment = markdown.environment("healthslm.data_card")
+    environment.filters["markdown"] = _escape_markdown
     return environment.get_template(f"{PAGE}.jinja")
 
 

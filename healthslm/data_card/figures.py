@@ -1,14 +1,11 @@
 """The figures of a data card: documents by source, license, year and length, and chunks by number of tokens.
 
-Each function draws counts from `healthslm.data_card.statistics`; none reads files. The images do not depend on the
-user's Matplotlib settings.
+Each function draws counts from `healthslm.data_card.statistics`; none reads files.
 """
 
 import textwrap
 from collections import Counter
-from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -23,6 +20,7 @@ from healthslm.data_card.statistics import (
     sum_by,
     token_edges,
 )
+from healthslm.plots import BLUE, COLOURS, VERMILION
 
 SOURCES, LICENSES, YEARS, LENGTHS, TOKENS = FIGURES = tuple(
     f"{name}.png" for name in ("sources", "licenses", "years", "lengths", "tokens")
@@ -30,27 +28,8 @@ SOURCES, LICENSES, YEARS, LENGTHS, TOKENS = FIGURES = tuple(
 MAX_BARS = 15
 MAX_LINES = 5
 
-# From Okabe and Ito, "Color Universal Design", 2008: colors that people with any color vision can tell apart.
-BLUE, VERMILION = "#0072B2", "#D55E00"
-COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 THOUSANDS = "{x:,.0f}"
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.wspace": 0.06,
-    "grid.color": "0.9",
-    "text.parse_math": False,
-}
-
-
-def write_figures(folder: Path, statistics: Statistics, tokens: TokenStatistics | None) -> None:
-    """Write the figures as PNG files of 150 dots per inch, without a date or a version in them."""
-    with matplotlib.style.context(["default", STYLE]):
-        for name, figure in draw_figures(statistics, tokens).items():
-            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
 
 
 def draw_figures(statistics: Statistics, tokens: TokenStatistics | None) -> dict[str, Figure]:

@@ -17,7 +17,6 @@ import logging
 import shutil
 import tempfile
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,10 @@ from healthslm.evaluation.metrics import (
 from healthslm.evaluation.options import EvaluationData, ReleaseEvaluationOptions
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
 from healthslm.models import open_model
-from healthslm.plots import draw_evaluation, house_style, write_figures
+from healthslm.plots import draw_evaluation, draw_training, write_figures
 from healthslm.release.card import FIGURES_FOLDER, NAME, TRAINING_CURVE, Release, write_pages
 from healthslm.release.options import ReleaseOptions
 from healthslm.release.training_data import TrainingData, describe_training_data
-from healthslm.training.log import draw_curve
 from healthslm.training.run_folder import CONFIG_FILE, TrainingReport, check_tokens, report_training, write_metrics
 
 logger = logging.getLogger(__name__)
@@ -86,9 +84,10 @@ def release(options: ReleaseOptions) -> None:
         stage_results(results, staged / RESULTS)
 
         (staged / FIGURES_FOLDER).mkdir(parents=True)
-        with house_style():
-            draw_curve(training.records, staged / FIGURES_FOLDER / TRAINING_CURVE)
-        write_figures(staged / FIGURES_FOLDER, partial(draw_evaluation, found, NAME))
+        write_figures(
+            staged / FIGURES_FOLDER,
+            lambda: draw_evaluation(found, NAME) | {TRAINING_CURVE: draw_training(training.records)},
+        )
         software = read_software(results)
         write_pages(Release(staged / WEIGHTS, model.num_parameters(), found, software, training, data), root, staged)
         publish_all(staged, root, Path(partial_release) / "old")

@@ -6,14 +6,12 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from healthslm.errors import UserError
-from healthslm.files import replacing
 from healthslm.training.options import PretrainOptions
 from healthslm.training.run_folder import CURVE_FILE, METRICS_FILE, read_metrics, write_metrics
 
@@ -87,7 +85,9 @@ class RunLog:
     def draw_curve(self) -> None:
         """Draw training loss and validation bits per byte as curve.png, if matplotlib is installed."""
         if self.is_active and importlib.util.find_spec("matplotlib"):
-            draw_curve(self.records, self._run / CURVE_FILE)
+            from healthslm.plots import draw_training, write_figures
+
+            write_figures(self._run, lambda: {CURVE_FILE: draw_training(self.records)})
 
     def close(self) -> None:
         self._bar.close()
@@ -125,29 +125,3 @@ def is_spike(recent_losses: Sequence[float], loss: float) -> bool:
     if len(recent_losses) < SPIKE_WINDOW:
         return False
     return loss > statistics.fmean(recent_losses) + 6 * statistics.stdev(recent_losses)
-
-
-def draw_curve(records: list[dict[str, Any]], path: Path) -> None:
-    """Plot training loss (left axis) and validation bits per byte (right axis) against the tokens seen."""
-    from matplotlib.figure import Figure
-
-    training = [record for record in records if "loss" in record]
-    validation = [record for record in records if "validation_bits_per_byte" in record]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    losses = figure.add_subplot(xlabel="tokens seen", ylabel="training loss, nats per token")
-    losses.plot(
-        [r["tokens"] for r in training], [r["loss"] for r in training], color="tab:blue", lw=1, label="training"
-    )
-    bits = losses.twinx()
-    bits.set_ylabel("validation, bits per byte")
-    bits.plot(
-        [r["tokens"] for r in validation],
-        [r["validation_bits_per_byte"] for r in validation],
-        color="tab:red",
-        marker="o",
-        markersize=3,
-        label="validation",
-    )
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    with replacing(path) as new:
-        figure.savefig(new, dpi=120, metadata={"Software": None})
