@@ -9,7 +9,7 @@ import torch
 
 from healthslm.arguments import parse
 from healthslm.models import make_model, open_model
-from healthslm.training.options import PretrainOptions
+from healthslm.training.options import PretrainOptions, options_with
 from healthslm.training.recipe import make_schedule
 from healthslm.training.run_folder import read_metrics
 
@@ -50,6 +50,18 @@ def test_a_size_in_a_name_is_within_two_percent(name):
     assert model.num_parameters() == PARAMETERS[name]
     assert model.num_parameters() == pytest.approx(millions * 1e6, rel=0.02)
     assert model.config.tie_word_embeddings and model.config.head_dim == 64 and model.config.vocab_size == 32_000
+
+
+def test_the_recipe_of_the_release_repeats_its_run(repository):
+    """Its options that affect the result are those of the recipe that the documentation names."""
+    released = parse(PretrainOptions, ["--recipe", str(repository / "results/training/config.yaml")])
+    documented = parse(PretrainOptions, ["--recipe", str(CONFIGS / "healthslm-15m.yaml")])
+    assert released.tokens.resolve() == documented.tokens.resolve() == repository / "tokens"
+    different = {
+        name for name in options_with("affects_result") if getattr(released, name) != getattr(documented, name)
+    }
+    assert different == {"max_tokens"}  # which was chosen for the time of the machine
+    assert released.max_tokens == pytest.approx(documented.max_tokens, rel=1e-3)
 
 
 def test_paths_of_a_recipe_are_relative_to_it(recipe):
