@@ -291,6 +291,15 @@ def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monk
     assert computed_again() == set()
 
 
+def test_a_result_is_computed_again_if_one_of_its_files_is_missing(options, tmp_path):
+    some = replace(options, output=tmp_path / "some", only=["pubmed"], keep=True)
+    evaluate_release(some)
+    published = (some.output / PUBMED_IDS).read_bytes()
+    (some.output / PUBMED_IDS).unlink()
+    evaluate_release(some)
+    assert (some.output / PUBMED_IDS).read_bytes() == published
+
+
 def test_a_baseline_that_is_missing_keeps_its_result_only_for_the_same_documents_and_version(
     options, tmp_path, monkeypatch
 ):
