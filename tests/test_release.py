@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from pipeline_folders import Folders, make_folders
-from release_inputs import NETWORK, held_out_rows, write_inputs
+from release_inputs import MODEL_CONFIG, held_out_rows, write_inputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +56,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
     run, root = folder / "run", folder / "root"
     pretrain(
         PretrainOptions(
-            model=NETWORK,
+            model=MODEL_CONFIG,
             tokens=folders.tokens,
             output=run,
             max_tokens=STEPS * BATCH_TOKENS,
@@ -237,7 +237,7 @@ def test_the_training_page_describes_the_run_and_the_corpus(inputs, released):
 def test_the_recipe_on_the_training_page_lists_the_options_that_differ_from_the_defaults(released):
     recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", training_page(released), re.MULTILINE | re.DOTALL)[1])
     assert recipe == {
-        "model": NETWORK, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
+        "model": MODEL_CONFIG, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
         "betas": [0.9, 0.99],
     }  # fmt: skip
 
