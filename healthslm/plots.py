@@ -152,7 +152,7 @@ def draw_memorization(memorization: dict[str, dict[str, Any]], held_out: dict[st
     abstracts = {f"{name.replace('_', '-')} abstracts": found["abstracts"] for name, found in memorization.items()}
     _draw_dots(above, (abstracts | {held_out["data"]: held_out["model"]}).items(), highlighted="training abstracts")
     above.set(xlabel="bits per byte")
-    ax.set(xlabel="position in the continuation of 50 given tokens", ylabel="documents that match")
+    ax.set(xlabel="token of the continuation", ylabel="documents that match")
     for (name, found), colour, style in zip(memorization.items(), (VERMILION, BLUE), ("-", "--"), strict=True):
         shares = found["matching_by_position"]
         label = f"{name.replace('_', '-')} documents: {found['documents']:,}"

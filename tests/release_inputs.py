@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NETWORK = {
+MODEL_CONFIG = {
     "model_type": "healthslm",
     "vocab_size": 512,
     "hidden_size": 64,  # a multiple of 64, the block size of 4-bit quantization

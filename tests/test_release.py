@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from pipeline_folders import Folders, make_folders
-from release_inputs import NETWORK, held_out_rows, write_inputs
+from release_inputs import MODEL_CONFIG, held_out_rows, write_inputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,7 +33,6 @@ from healthslm.release.release import ReleaseOptions, check_improvement, publish
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
-from healthslm.training.run_folder import TrainingReport, report_training
 
 MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
 STEPS, BATCH_TOKENS = 30, 512
@@ -56,7 +55,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
     run, root = folder / "run", folder / "root"
     pretrain(
         PretrainOptions(
-            model=NETWORK,
+            model=MODEL_CONFIG,
             tokens=folders.tokens,
             output=run,
             max_tokens=STEPS * BATCH_TOKENS,
@@ -237,7 +236,7 @@ def test_the_training_page_describes_the_run_and_the_corpus(inputs, released):
 def test_the_recipe_on_the_training_page_lists_the_options_that_differ_from_the_defaults(released):
     recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", training_page(released), re.MULTILINE | re.DOTALL)[1])
     assert recipe == {
-        "model": NETWORK, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
+        "model": MODEL_CONFIG, "max_tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS, "learning_rate": 3e-3,
         "betas": [0.9, 0.99],
     }  # fmt: skip
 
@@ -589,53 +588,3 @@ def test_the_command_takes_the_run_as_an_argument_and_the_recipe_of_the_evaluati
 def test_a_readme_without_marks_for_the_results_is_refused(text):
     with pytest.raises(UserError, match=r"README.md: expected one line <!-- release.* one line <!-- /release -->"):
         insert_results(f"---\nlicense: mit\n---\n{text}", "table", [])
-
-
-def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    (folder / "config.yaml").write_text("max_tokens: 400\nseed: 0\nmuon_learning_rate: 0.01\n", encoding="utf-8")
-    return folder
-
-
-RECORDS = [
-    {"update": 0, "tokens": 0, "hardware": "a laptop"},
-    {"update": 0, "tokens": 0, "validation_bits_per_byte": 3.0},
-    {"update": 1, "tokens": 100, "loss": 2.0, "tokens_per_second": 10.0},
-    {"update": 2, "tokens": 300, "loss": 2.0, "tokens_per_second": 50.0},
-    {"update": 2, "tokens": 300, "validation_bits_per_byte": 1.5},
-    {"update": 2, "tokens": 300, "hardware": "a server"},
-    {"update": 3, "tokens": 400, "skipped": {}},
-    {"update": 4, "tokens": 500, "loss": 2.0, "tokens_per_second": 100.0},
-    {"update": 4, "tokens": 500, "validation_bits_per_byte": 1.6},
-]
-
-
-@pytest.mark.parametrize(
-    ("model", "update", "tokens", "seconds", "skipped", "hardware"),
-    [
-        ("best", 2, 300, 10 + 4, 0, ["a laptop", "a server"]),
-        ("checkpoints/step-1", 1, 100, 10, 0, ["a laptop"]),
-        ("elsewhere", 4, 500, 10 + 4 + 1, 1, ["a laptop", "a server"]),
-    ],
-)
-def test_a_model_is_reported_as_of_the_step_at_which_it_was_saved(
-    tmp_path, model, update, tokens, seconds, skipped, hardware
-):
-    run = write_run(tmp_path / "run", RECORDS)
-    report = report_training(run, run / model)
-    assert (report.update, report.tokens, report.skipped) == (update, tokens, skipped)
-    assert report.hours * 3600 == pytest.approx(seconds)
-    assert report.hardware == hardware
-    assert report.recipe == {"max_tokens": 400, "muon_learning_rate": 0.01}
-
-
-def test_a_recipe_names_a_local_initial_model_by_its_folder_name_only(tmp_path):
-    report = TrainingReport(RECORDS, {"model": str(tmp_path / "first"), "seed": 0}, [])
-    assert report.recipe == {"model": "first"}
-    assert replace(report, config={"model": "openai-community/gpt2"}).recipe == {"model": "openai-community/gpt2"}
-
-
-def test_hardware_is_described_in_words():
-    assert re.fullmatch(r"\d+ cores of \S.*", describe_hardware(torch.device("cpu")))
-    assert describe_hardware(torch.device("mps"), processes=2) == "2 x mps"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from release_inputs import DECISIONS, NETWORK, held_out_rows, write_inputs
+from release_inputs import DECISIONS, MODEL_CONFIG, held_out_rows, write_inputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +40,7 @@ def model(sample_folders, tmp_path_factory) -> Path:
     """A random model with large weights, so that its predictions differ, and the sample's tokenizer."""
     torch.manual_seed(1)  # the untrained baseline has seed 0
     folder = tmp_path_factory.mktemp("model")
-    make_model(NETWORK | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}).save_pretrained(folder)
+    make_model(MODEL_CONFIG | {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(sample_folders.tokenizer / name, folder)
     return folder
@@ -289,6 +289,15 @@ def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monk
     assert computed_again() == {"baselines"}
     assert json.loads((some.output / "baselines.json").read_text(encoding="utf-8"))["version"] == newer.version
     assert computed_again() == set()
+
+
+def test_a_result_is_computed_again_if_one_of_its_files_is_missing(options, tmp_path):
+    some = replace(options, output=tmp_path / "some", only=["pubmed"], keep=True)
+    evaluate_release(some)
+    published = (some.output / PUBMED_IDS).read_bytes()
+    (some.output / PUBMED_IDS).unlink()
+    evaluate_release(some)
+    assert (some.output / PUBMED_IDS).read_bytes() == published
 
 
 def test_a_baseline_that_is_missing_keeps_its_result_only_for_the_same_documents_and_version(

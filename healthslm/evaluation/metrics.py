@@ -128,6 +128,10 @@ class Subject:
         return sequences.documents_opened(indices, OPENING_TOKENS)
 
 
+Compute = Callable[[Subject], dict[str, Any]]
+"""Computes the result of a metric, ready for JSON."""
+
+
 def _training_read(subject: Subject) -> dict[str, Any] | None:
     """What decides which training documents a model has read."""
     if subject.training is None:
@@ -162,7 +166,7 @@ class Metric:
     """An entry of the registry."""
 
     name: str
-    compute: Callable[[Subject], dict[str, Any]]
+    compute: Compute
     inputs: tuple[str, ...]
     """Names of the inputs (see `INPUTS`) that decide the result."""
     version: int
@@ -173,23 +177,28 @@ class Metric:
         """What an up-to-date result must record."""
         return {"version": self.version, "inputs": {name: INPUTS[name](subject) for name in self.inputs}}
 
+    def is_up_to_date(self, subject: Subject) -> bool:
+        """Whether the output folder has a result of this version for these inputs."""
+        files = [subject.options.output / file for file in self.files]
+        if not all(file.is_file() for file in files):
+            return False
+        return read_json(files[0]).items() >= self.fingerprint(subject).items()
+
 
 METRICS: dict[str, Metric] = {}
 """All metrics by name, in the order in which they are computed."""
 
 
-def metric(
-    *inputs: str, version: int, files: tuple[str, ...] = ()
-) -> Callable[[Callable[[Subject], dict[str, Any]]], Callable[[Subject], dict[str, Any]]]:
+def metric(*inputs: str, version: int, files: tuple[str, ...] = ()) -> Callable[[Compute], Compute]:
     """Register a function as the metric of its name.
 
     Args:
         inputs: Names of the inputs (see `INPUTS`) that the function reads.
         version: Raise it whenever the definition of the metric changes.
-        files: Files that the function writes besides NAME.json.
+        files: Further files that the function writes into the output folder.
     """
 
-    def register(compute: Callable[[Subject], dict[str, Any]]) -> Callable[[Subject], dict[str, Any]]:
+    def register(compute: Compute) -> Compute:
         name = compute.__name__
         METRICS[name] = Metric(name, compute, inputs, version, (f"{name}.json", *files))
         return compute
@@ -209,13 +218,12 @@ def evaluate_release(options: ReleaseEvaluationOptions) -> None:
     subject = Subject(options)
     software = {name: importlib.metadata.version(name) for name in SOFTWARE}
     for name in options.only or METRICS:
-        path, fingerprint = options.output / f"{name}.json", METRICS[name].fingerprint(subject)
-        if options.keep and path.is_file() and read_json(path).items() >= fingerprint.items():
-            logger.info("%s is up to date", path)
+        if options.keep and METRICS[name].is_up_to_date(subject):
+            logger.info("keeping %s, which is up to date", name)
             continue
         logger.info("computing %s", name)
-        record = fingerprint | {"software": {"healthslm": healthslm.__version__} | software}
-        write_json(path, record | METRICS[name].compute(subject))
+        record = METRICS[name].fingerprint(subject) | {"software": {"healthslm": healthslm.__version__} | software}
+        write_json(options.output / f"{name}.json", record | METRICS[name].compute(subject))
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:

@@ -163,14 +163,14 @@ class TermFinder:
 
     def find(self, text: str) -> Iterator[Mention]:
         """Yield the mentions in a text in order. None overlaps another mention or a longer name of a term."""
-        behind = 0
+        last_end = 0
         for word in _WORD.finditer(text):
-            if word[0] not in self._names or word.start() < behind:
+            if word[0] not in self._names or word.start() < last_end:
                 continue
             for name, term in self._names[word[0]]:
                 end = word.start() + len(name)
                 if text.startswith(name, word.start()) and not _is_part_of_word(text, word.start(), end):
-                    behind = end
+                    last_end = end
                     if term is not None:
                         yield Mention(term, word.start(), end)
                     break
@@ -209,8 +209,8 @@ def similarities(terms: list[Term], neighbours: dict[str, Counter[str]]) -> np.n
     total: Counter[str] = Counter()
     for words in neighbours.values():
         total.update(words)
-    commonest = sorted(total, key=lambda word: (-total[word], word))[:VOCABULARY]
-    columns = {word: column for column, word in enumerate(commonest)}
+    vocabulary = sorted(total, key=lambda word: (-total[word], word))[:VOCABULARY]
+    columns = {word: column for column, word in enumerate(vocabulary)}
     counts = np.zeros((len(terms), len(columns)))
     for row, term in enumerate(terms):
         for word, count in neighbours.get(term.name, {}).items():
