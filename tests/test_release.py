@@ -34,7 +34,6 @@ from healthslm.training.hardware import describe_hardware
 from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
 
-MODEL_FILES = ("configuration_healthslm.py", "modeling_healthslm.py", "tokenization_healthslm.py")
 STEPS, BATCH_TOKENS = 30, 512
 
 
@@ -60,7 +59,7 @@ def inputs(repository, tmp_path_factory) -> Inputs:
             output=run,
             max_tokens=STEPS * BATCH_TOKENS,
             batch_tokens=BATCH_TOKENS,
-            micro_batch_rows=1,
+            micro_batch_size=1,
             learning_rate=3e-3,
             betas=(0.9, 0.99),
             evaluate_every=10,
@@ -69,8 +68,8 @@ def inputs(repository, tmp_path_factory) -> Inputs:
         )  # fmt: skip
     )
     root.mkdir()
-    for name in (*MODEL_FILES, "generation_config.json", "README.md"):
-        shutil.copy(repository / name, root)
+    for path in (*repository.glob("*_healthslm.py"), repository / "generation_config.json", repository / "README.md"):
+        shutil.copy(path, root)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(run / "best" / name, root)
     config = read_json(run / "best/config.json")
