@@ -16,8 +16,6 @@ from pipeline_folders import TINY_MODEL, Folders
 
 MODEL_FILES = {
     "config.json",
-    "configs/lm_eval/macro_f1.py",
-    "configs/lm_eval/pubmedqa_local.yaml",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,8 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for pattern in ("*.py", "*.json", "pyproject.toml", "README.md", "LICENSE"):
         for path in REPOSITORY.glob(pattern):
             shutil.copy(path, source)
-    for folder in ("configs", "healthslm"):
-        shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "healthslm", source / "healthslm", ignore=shutil.ignore_patterns("__pycache__"))
     command = [
         sys.executable,
         "-m",
@@ -117,11 +114,11 @@ def test_the_installed_command_trains_a_model_and_generates_text(
 
 @pytest.mark.slow
 def test_the_installed_task_is_found_by_the_evaluation_harness(in_environment: InEnvironment, tmp_path: Path) -> None:
-    program = """
-from lm_eval.tasks import TaskManager
-from healthslm.repository import model_repository
-manager = TaskManager(include_path=model_repository() / "configs" / "lm_eval", include_defaults=False)
-print(manager.all_tasks)"""
+    folder = in_environment("python", "-m", "healthslm.evaluation.lm_eval_tasks", cwd=tmp_path).stdout.strip()
+    program = (
+        "from lm_eval.tasks import TaskManager\n"
+        f"print(TaskManager(include_path={folder!r}, include_defaults=False).all_tasks)"
+    )
     done = in_environment("python", "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pubmedqa_local" in done.stdout
