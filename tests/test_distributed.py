@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(train):
     run = succeeded(train(processes=2, watch={"nan": True, "step": 3}, save_every=1))
     skipped = [record for record in read_metrics(run.folder) if "skipped" in record]
     assert [record["step"] for record in skipped] == [3]
-    assert skipped[0]["skipped"]["positions"] == [16, 24]
+    assert skipped[0]["skipped"]["sequences"] == [16, 24]
     assert len(run.metrics("loss")) == STEPS - 1
     assert run.told(0)["weights"] == run.told(1)["weights"]
     assert run.bytes(3) == run.bytes(2)  # neither the weights nor the moments have moved

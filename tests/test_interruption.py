@@ -220,6 +220,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(
 
 @pytest.mark.slow
 def test_so_does_a_run_in_bf16_and_a_run_of_two_processes(sample_folders):
-    done = soak(sample_folders)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "DIFFERENCE" not in done.stdout
+    for precision, processes in (("bf16", 1), ("fp32", 2)):
+        done = soak(sample_folders, "--precisions", precision, "--processes", processes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "DIFFERENCE" not in done.stdout

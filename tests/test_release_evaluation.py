@@ -30,7 +30,7 @@ from healthslm.evaluation.metrics import (
 )
 from healthslm.models import make_model
 from healthslm.tokenization.tokens import TokenizedSplit
-from healthslm.training.packing import PackedRows
+from healthslm.training.packing import PackedSequences
 
 NOT_REPEATABLE = "footprint.json"  # it contains times
 
@@ -220,16 +220,16 @@ def test_memorization_of_a_known_run_is_tested_on_documents_that_it_has_read(opt
     run.mkdir()
     recipe = {"context": 256, "seed": 3}
     (run / "config.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    record = {"update": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
+    record = {"step": 1, "tokens": 16 * 256, "tokens_per_second": 1.0}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     evaluate_release(replace(options, output=tmp_path / "some", training=run, only=["memorization"]))
     found = json.loads((tmp_path / "some/memorization.json").read_text(encoding="utf-8"))
 
     train = TokenizedSplit(options.tokens, "train")
-    rows = PackedRows(train, 256, seed=3)
-    assert rows.rows_per_epoch >= 16  # so that no document begins twice
+    sequences = PackedSequences(train, 256, seed=3)
+    assert sequences.sequences_per_epoch >= 16  # so that no document begins twice
     opened = (
-        rows.batch(range(16))["input_ids"][:, :157] == train.separator_id
+        sequences.batch(range(16))["input_ids"][:, :157] == train.separator_id
     ).sum()  # documents of which the sequence has 101 tokens
     assert 0 < found["training"]["documents"] <= found["training"]["chosen_from"] == opened < len(train)
     assert found["inputs"]["training"] == {"tokens": 16 * 256, "context": 256, "seed": 3}

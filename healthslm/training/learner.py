@@ -77,7 +77,7 @@ class Learner:
         self,
         batches: list[MicroBatch],
         learning_rate_factor: float,
-        stop: bool = False,
+        should_stop: Callable[[], bool] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Outcome:
         """Take a step, or leave the weights as they are if it fails (see `has_failed`), without waiting for the device.
@@ -85,12 +85,13 @@ class Learner:
         Args:
             batches: The micro-batches of this process, from `micro_batches`.
             learning_rate_factor: The learning rates, as a fraction of their peaks.
-            stop: Whether this process was asked to stop.
+            should_stop: Whether this process was asked to stop, called after its last micro-batch.
             progress: Called after each micro-batch with its number of tokens over all processes.
         """
         set_learning_rates(self.optimizers, learning_rate_factor)
         loss = accumulate_gradients(self._accelerator, self.model, batches, progress)
         grad_norm = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        stop = should_stop is not None and should_stop()
         outcome = reduce_outcome(self._accelerator, loss, grad_norm, stop)
         skip_failed(self.optimizers, has_failed(outcome))
         for optimizer in self._prepared_optimizers:

@@ -90,11 +90,11 @@ def train(run: Run) -> None:
     run.log.restart_clock()
     waiting: deque[Outcome] = deque()
     stopping = False
-    with StopSignals() as stop, closing(batches):
+    with StopSignals() as signals, closing(batches):
         for step, batch in zip(steps, batches, strict=True):
             seed_dropout(options.seed, step, accelerator.process_index)
             factor = schedule.learning_rate_factor(step)
-            waiting.append(learner.step(batch, factor, stop.received is not None, run.log.advance))
+            waiting.append(learner.step(batch, factor, lambda: signals.received is not None, run.log.advance))
 
             evaluating = is_due(step + 1, options.evaluate_every, len(schedule))
             saving = is_due(step + 1, options.save_every, len(schedule))
