@@ -3,10 +3,9 @@
     python benchmarks/ablation.py --grid benchmarks/ablation.yaml --tokens tokens --output runs/ablation
 
 The grid is a YAML file: `common`, options of pretraining that all runs share, and `variants`, a name for each set of
-options that differ from them. A list of `seeds` in a variant trains it once with each. Every run is an ordinary run
-folder, trained by scripts/pretrain.py in a process of its own; one that is finished is not trained again, one that was
-stopped goes on. The table is printed and written as table.md, the results as results.json, and the validation curves of
-the variants that were evaluated on their way as curves.png.
+options that differ from them. A list of `seeds` in a variant trains it once with each seed. Every run is an ordinary
+run folder, trained by scripts/pretrain.py in its own process. Finished runs are skipped, stopped ones are resumed. The
+table is printed and written to table.md, the results to results.json, and validation curves to curves.png.
 """
 
 import statistics
@@ -35,7 +34,7 @@ class AblationOptions:
     grid: Path
     """YAML file of the variants."""
     tokens: Path
-    """Folder of the tokenised corpus."""
+    """Folder of the tokenized corpus."""
     output: Path
     """Folder of the runs and the table."""
     only: list[str] | None = None
@@ -59,7 +58,7 @@ def ablate(options: AblationOptions) -> None:
 
 
 def train(options: AblationOptions, name: str, recipe: dict[str, Any]) -> None:
-    """Train one run to its end, unless it has come there."""
+    """Train a run to its end, unless it is finished."""
     run_folder = options.output / name
     if final_record(run_folder, recipe["max_tokens"]) is not None:
         return
@@ -77,7 +76,7 @@ def train(options: AblationOptions, name: str, recipe: dict[str, Any]) -> None:
 
 
 def final_record(run_folder: Path, max_tokens: int) -> dict[str, Any] | None:
-    """The last evaluation of a run that has come to its end."""
+    """The last evaluation of a finished run."""
     found = [record for record in read_metrics(run_folder) if "validation_bits_per_byte" in record]
     return found[-1] if found and found[-1]["tokens"] >= max_tokens else None
 
@@ -121,7 +120,7 @@ def tabulate(options: AblationOptions, grid: dict[str, Any]) -> None:
 
 
 def draw(options: AblationOptions, grid: dict[str, Any]) -> None:
-    """Draw bits per byte over tokens of the variants that have more evaluations than that of the start and the end."""
+    """Plot bits per byte over tokens for the variants with evaluations between the start and the end."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="tokens", ylabel="validation, bits per byte")
     for name, changes in grid["variants"].items():

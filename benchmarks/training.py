@@ -65,7 +65,7 @@ from healthslm.training.recipe import compiles, optimizer_settings
 Result = TypeVar("Result")
 
 RECIPE = PretrainOptions(model="", tokens=Path(), output=Path(), max_tokens=1)
-"""Where all contenders have learning rate, betas, weight decay and clipping from: the defaults of pretraining."""
+"""Learning rate, betas, weight decay and clipping of all contenders: the defaults of pretraining."""
 
 SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -79,7 +79,7 @@ class BenchmarkOptions:
     """Options of `benchmark`."""
 
     tokens: Path | None = None
-    """Folder of a tokenised corpus; without one, random tokens in documents as long as PubMed's."""
+    """Folder of a tokenized corpus. By default random tokens, in documents as long as PubMed's."""
     model: dict[str, Any] = field(default_factory=dict)
     """Overrides of the released model's configuration: {"num_hidden_layers": 2}."""
     sequences: int = 8
@@ -87,14 +87,14 @@ class BenchmarkOptions:
     context: int = 1_024
     """Tokens of a sequence."""
     steps: int = 4
-    """Steps of a round that are timed, after a first one that is not."""
+    """Timed steps of a round, after a first one that is not timed."""
     rounds: int = 3
-    """How often each contender runs."""
+    """Number of runs of each contender."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one contender took in one round."""
+    """The measurements of one contender in one round."""
 
     tokens_per_second: float
     first_step_seconds: float
@@ -105,13 +105,13 @@ class Measurement:
 
 
 class RandomDocuments:
-    """Stands in for a `TokenizedSplit`: random tokens, in documents whose lengths are spread as those of PubMed are."""
+    """A `TokenizedSplit` of random tokens, in documents whose lengths have the distribution of PubMed's."""
 
     separator_id = 0
 
     def __init__(self, num_tokens: int, vocab_size: int):
         self.num_tokens, self.vocab_size = num_tokens, vocab_size
-        # Mean and deviation of the logarithm of the lengths, as a corpus of 137,561 documents has them.
+        # Mean and standard deviation of the logarithm of the lengths in a corpus of 137,561 documents.
         lengths = np.exp(np.random.default_rng(0).normal(5.79, 0.66, num_tokens)).astype(np.int64)
         ends = np.minimum(lengths.cumsum(), num_tokens)
         self.document_lengths = np.diff(np.unique(ends), prepend=0)
@@ -126,18 +126,18 @@ class RandomDocuments:
 
 
 class Meter:
-    """Takes a contender's time and memory, between `begin` and as many calls of `step_done` as there are steps."""
+    """Measures time and memory of a contender, from `begin` over one `step_done` per step."""
 
     def __init__(self, options: BenchmarkOptions):
         self.options = options
 
     def begin(self) -> None:
-        """Model and data are at hand."""
+        """Start measuring, when model and data are ready."""
         self.before = torch.cuda.memory_allocated() if on_gpu() else psutil.Process().memory_info().rss
         self.marks = [time.perf_counter()]
 
     def step_done(self) -> None:
-        # A GPU is waited for at the two ends of what is timed alone.
+        # Wait for a GPU only at the start and the end of the timed steps.
         if on_gpu() and len(self.marks) in (1, self.options.steps + 1):
             torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
@@ -289,7 +289,7 @@ def measure(name: str, options: BenchmarkOptions) -> Measurement:
 
 
 def matrix_peak() -> float:
-    """Floating-point operations a second of a large matrix product of the type that training takes: the best of ten."""
+    """Floating-point operations per second of a large matrix product in the training dtype, the best of ten."""
     size, device = (8192, "cuda") if on_gpu() else (4096, "cpu")
     left, right = torch.randn(2, size, size, dtype=torch.bfloat16 if in_bf16() else torch.float32, device=device)
     seconds = []
@@ -303,7 +303,7 @@ def matrix_peak() -> float:
 
 
 def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
-    """Floating-point operations of a token, forward and backward, and in words what is measured and how they add up."""
+    """Floating-point operations per token, forward and backward, and a description of the measurement."""
     model = our_model(options)
     config = model.config
     sequences = packed_sequences(options, config.vocab_size)
@@ -327,12 +327,12 @@ def describe(options: BenchmarkOptions, peak: float) -> tuple[float, str]:
 
 
 def alone(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call the function in a new process, so that the memory it takes is its own."""
+    """Call the function in a new process, to measure its memory alone."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
         try:
             return process.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            raise UserError("a contender's process was killed, for want of memory? Give fewer --sequences") from error
+            raise UserError("a contender's process was killed, probably out of memory; lower --sequences") from error
 
 
 def benchmark(options: BenchmarkOptions) -> None:

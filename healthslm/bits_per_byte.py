@@ -1,8 +1,9 @@
-"""How well a model predicts documents, in bits per byte: one definition for every model and everywhere.
+"""Bits per byte: how well a model predicts documents, defined in one place for every model.
 
-The bits of a document are the sum of -log2 p over the tokens of its title, newline and text. Each document stands alone
-behind the separator; one longer than the context is read in windows that overlap by half, each token scored once, with
-the most context that a window gives it. Divided by the document's UTF-8 bytes, figures of different tokenizers compare.
+The bits of a document are the sum of -log2 p over the tokens of its title, a newline and its text. Each document is
+scored alone, after the separator. A document longer than the context is scored in windows that overlap by half; each
+token is scored once, in the window that gives it the most context. Bits are divided by the document's UTF-8 bytes, so
+that models with different tokenizers can be compared.
 """
 
 import math
@@ -21,17 +22,17 @@ from healthslm.models import accepts, by_device, choose_context
 
 @dataclass(frozen=True)
 class Score:
-    """What a model needs to write documents down."""
+    """The bits that a model needs to encode documents."""
 
     documents: int
     tokens: int
-    """Tokens predicted: all but the separators."""
+    """Predicted tokens, all except the separators."""
     bytes: int
     bits: float
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood of a token, in nats."""
+        """Mean negative log-likelihood per token, in nats."""
         return self.bits * math.log(2) / self.tokens
 
     @property
@@ -53,11 +54,11 @@ class Window(NamedTuple):
     end: int
     """Inputs are tokens[start:end] of the document, targets tokens[start + 1 : end + 1]."""
     first_scored: int
-    """Targets before this one have been scored in an earlier window."""
+    """Targets before this one are scored in an earlier window."""
 
 
 def windows(lengths: Sequence[int], context: int) -> Iterator[Window]:
-    """Cut documents of so many tokens, separator included, into windows of at most `context` inputs."""
+    """Split documents into windows of at most `context` inputs. Lengths are in tokens, including the separator."""
     stride = max(context // 2, 1)
     for document, length in enumerate(lengths):
         inputs = length - 1
@@ -78,43 +79,44 @@ def token_bits(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> list[np.ndarray]:
-    """The bits that each token of each document costs under the model.
+    """The bits of each token of each document under a model.
 
     Args:
-        model: Any causal language model; it is left in the mode (training or not) in which it came.
-        documents: Token ids of each, its separator first.
-        context: Longest window in tokens; by default the model's own.
-        batch_tokens: Tokens of a forward pass, padding included: by default 1,024 on a CPU and 8,192 on a GPU. It
-            changes memory and speed, not the result.
-        process_index: Which of `num_processes` this is. They share the windows, and each leaves zeros for those of the
-            others: the sum over processes is the result. All take as many forward passes, as FSDP needs it.
+        model: Any causal language model. Its training mode is restored at the end.
+        documents: Token ids of each document, with the separator first.
+        context: Maximum window in tokens. By default the model's context.
+        batch_tokens: Tokens of a forward pass, including padding. It changes memory and speed, not the result. By
+            default 1,024 on a CPU and 8,192 on a GPU.
+        process_index: Index of this process among `num_processes`. They share the windows, and each returns zeros for
+            windows of the others, so the sum over processes is the result. All run the same number of forward passes,
+            which FSDP requires.
 
     Returns:
-        For each document (tokens - 1,), float64: of all its tokens but the separator.
+        For each document (tokens - 1,), float64, without the separator.
     """
     context = choose_context(model, context)
     batch_tokens = batch_tokens or by_device(model, cpu=1024, gpu=8192)
-    pieces = sorted(
+    all_windows = sorted(
         windows([len(document) for document in documents], context),
-        key=lambda piece: (piece.start - piece.end, piece.first_scored),
+        key=lambda window: (window.start - window.end, window.first_scored),
     )
     batches = []
-    while pieces:
-        count = max(batch_tokens // (pieces[0].end - pieces[0].start), 1)
-        batches.append(pieces[:count])
-        pieces = pieces[count:]
+    while all_windows:
+        count = max(batch_tokens // (all_windows[0].end - all_windows[0].start), 1)
+        batches.append(all_windows[:count])
+        all_windows = all_windows[count:]
     bits = [np.zeros(len(document) - 1) for document in documents]
     was_training = model.training
     model.eval()
     for turn in tqdm(range(0, len(batches), num_processes), desc="evaluating", unit="batch", disable=not progress):
         number = turn + process_index
         batch = batches[min(number, len(batches) - 1)]
-        first, width = min(piece.first_scored for piece in batch), batch[0].end - batch[0].start
+        first, width = min(window.first_scored for window in batch), batch[0].end - batch[0].start
         found = _window_bits(model, documents, batch, first, width)
-        for piece, piece_bits in zip(batch, found, strict=True):
-            if number < len(batches):  # else there is none left for this process, which only keeps step with the others
-                scored = slice(piece.first_scored - first, piece.end - piece.start - first)
-                bits[piece.document][piece.start + first : piece.end][scored] = piece_bits[scored]
+        for window, window_bits in zip(batch, found, strict=True):
+            if number < len(batches):  # otherwise this process only runs as many forward passes as the others
+                scored = slice(window.first_scored - first, window.end - window.start - first)
+                bits[window.document][window.start + first : window.end][scored] = window_bits[scored]
     model.train(was_training)
     return bits
 
@@ -122,15 +124,15 @@ def token_bits(
 def _window_bits(
     model: PreTrainedModel, documents: Sequence[np.ndarray], batch: list[Window], first: int, width: int
 ) -> np.ndarray:
-    """The bits of the targets from the first one on of each window, (windows, width - first)."""
-    # Padding stands on the right, where nothing that is scored can see it: it needs no mask.
+    """The bits of the targets of each window from index `first`: (windows, width - first)."""
+    # Padding is on the right, so causal attention never sees it and needs no mask.
     inputs = torch.zeros(len(batch), width, dtype=torch.long)
     targets = torch.full((len(batch), width), -100)
-    for row, piece in enumerate(batch):
-        tokens = torch.from_numpy(documents[piece.document][piece.start : piece.end + 1].astype(np.int64))
+    for row, window in enumerate(batch):
+        tokens = torch.from_numpy(documents[window.document][window.start : window.end + 1].astype(np.int64))
         inputs[row, : len(tokens) - 1] = tokens[:-1]
         targets[row, : len(tokens) - 1] = tokens[1:]
-    # Logits are the larger part of a small network's work, and those in front have been had in an earlier window.
+    # Logits are most of the work of a small model, and those before `first` were computed in an earlier window.
     fewer = {"logits_to_keep": width - first} if accepts(model, "logits_to_keep") else {}
     logits = model(input_ids=inputs.to(model.device), use_cache=False, **fewer).logits[:, first - width :]
     targets = targets[:, first:].to(logits.device)
@@ -139,7 +141,7 @@ def _window_bits(
 
 
 def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **settings: Any) -> np.ndarray:
-    """The bits that each document costs under the model: the sum of its `token_bits`, whose arguments this takes.
+    """The bits of each document: the sum of its `token_bits`, whose arguments this takes.
 
     Returns:
         (documents,), float64.
@@ -153,7 +155,7 @@ def score_documents(
     document_bytes: Sequence[int] | np.ndarray,
     **settings: Any,
 ) -> Score:
-    """Score documents (see `document_bits`) of so many UTF-8 bytes each, as one."""
+    """Score documents together, given the UTF-8 bytes of each. Takes the arguments of `token_bits`."""
     bits = document_bits(model, documents, **settings)
     return Score(
         documents=len(documents),

@@ -1,16 +1,14 @@
-"""Kill training runs at random moments, and compare what they end with to runs that never stopped.
+"""Kill training runs at random moments, and compare their results with those of runs that never stopped.
 
     python tests/soak.py --kills 20
 
-In fp32 and in bf16, with one process and with two: a small run on the embedded
-sample is killed by SIGKILL again and again, each time resumed, and must end with the same bytes of weights, optimizers
-and all else in its checkpoints and in `best`, and with the same metrics but for the speed. The moments are spread over
-the whole run: some at any time, some while a checkpoint or the best model is being written, some during the start. The
-same seed chooses the same moments, which a machine meets as exactly as its speed allows. A difference makes the exit
-status 1.
+A small run on the sample is killed by SIGKILL and resumed again and again, in fp32 and bf16, with one process and two.
+It must end with the same bytes in its checkpoints and in `best`, and with the same metrics except for the speed. The
+moments are spread over the whole run: at any time, while a checkpoint or the best model is written, and during the
+start. A seed determines the moments, up to the speed of the machine. The exit status is 1 if there is a difference.
 
-A run is forked from this program, which has already imported all that takes seconds, and then does what
-`scripts/pretrain.py` does; two processes find each other as those of torchrun do.
+A run is forked from this program, which saves the seconds of imports, and then does what `scripts/pretrain.py` does. Two
+processes find each other like those of torchrun.
 """
 
 import argparse
@@ -44,7 +42,7 @@ RECIPE = {
 }  # fmt: skip
 MAX_SECONDS = 600
 MOMENTS = {"start": (1, 0.6), "a step": (4, 0.1), "opening a checkpoint": (3, 0.05), "opening best": (2, 0.05)}
-"""What a moment may follow: how often, and by at most how many seconds."""
+"""The events that a kill can follow: their weight, and the maximum delay in seconds."""
 OPENED = {"opening a checkpoint": ".step-", "opening best": ".best."}
 
 fork = multiprocessing.get_context("fork")
@@ -62,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so many seconds after something that happens in the run once it has taken a step."""
+    """When to kill: a number of seconds after an event, once the run has taken a step."""
 
     after: str
     step: int
@@ -73,7 +71,7 @@ class Moment:
 
 
 def choose_moments(rng: random.Random, kills: int, steps: int) -> Iterator[Moment]:
-    """Moments in the order of the run, an equal part of it for each."""
+    """Random moments, spread evenly over the run."""
     for kill in range(kills):
         (after,) = rng.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])
         step = int((kill + rng.random()) / kills * steps)
@@ -107,7 +105,7 @@ class Run:
             process.start()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds or the run has ended, as it should."""
+        """Wait until the condition holds or the run has ended successfully."""
         end = time.monotonic() + MAX_SECONDS
         while self.is_alive and not condition():
             if time.monotonic() > end:
@@ -148,13 +146,13 @@ class Run:
         return [path.name for folder in (self.folder, self.checkpoints) for path in folder.glob(".*.partial-*")]
 
     def _metrics_number(self) -> int | None:
-        """The file's number, which is another one as soon as a run that is resumed has cut it to its checkpoint."""
+        """The inode of the metrics, which changes when a resumed run rewrites them up to its checkpoint."""
         path = self.folder / "metrics.jsonl"
         return path.stat().st_ino if path.exists() else None
 
 
 def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Path) -> None:
-    """What a process of the run does, with these arguments of scripts/pretrain.py."""
+    """Run a process of a run, with arguments of scripts/pretrain.py."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -200,7 +198,7 @@ def metrics(run: Run) -> list[dict]:
 
 
 def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) -> bool:
-    """Whether a run that is killed so many times ends as one that never is."""
+    """Whether a run that is killed a number of times ends like one that is not."""
     whole, killed = (
         Run(setting, tokens, folder / f"{setting} {name}".replace(", ", " ")) for name in ("whole", "killed")
     )

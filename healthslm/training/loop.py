@@ -1,7 +1,7 @@
 """Pretraining: any causal language model, on a tokenized corpus, with Accelerate.
 
-`pretrain` sets a run up and trains; `train` takes step after step, and evaluates and saves every so many of them. A run
-is a folder, which `healthslm.training.run_folder` describes.
+`pretrain` sets up a run and trains it. `train` is the loop over steps, which also evaluates and saves. A run is a
+folder, described in `healthslm.training.run_folder`.
 """
 
 import gc

@@ -141,7 +141,7 @@ def check_tokens(run: Path, tokens: Path) -> None:
     """
     checkpoints = list_checkpoints(run / CHECKPOINTS_FOLDER)
     if not checkpoints:
-        raise UserError(f"{run}: it has no checkpoint, which would tell the tokens that it was trained on")
+        raise UserError(f"{run}: no checkpoint, so the tokens that it was trained on are unknown")
     if load_state(checkpoints[-1])["fingerprint"]["tokens.json"] != file_sha256(tokens / INFO_FILE):
         raise UserError(f"{tokens}: not the tokens that {run} was trained on, by the checksum of {INFO_FILE}")
 
