@@ -7,8 +7,8 @@ It must end with the same bytes in its checkpoints and in `best`, and with the s
 moments are spread over the whole run: at any time, while a checkpoint or the best model is written, and during the
 start. A seed determines the moments, up to the speed of the machine. The exit status is 1 if there is a difference.
 
-A run is forked from this program, which saves the seconds of imports, and then does what `scripts/pretrain.py` does. Two
-processes find each other like those of torchrun.
+A run is forked from this program, which saves the seconds of imports, and then does what `scripts/pretrain.py` does.
+Two processes find each other like those of torchrun.
 """
 
 import argparse
