@@ -254,7 +254,7 @@ def test_a_missing_file_or_another_format_is_refused(model_folder, tmp_path, nam
 
 
 def test_a_missing_model_is_refused(questions_file, tmp_path):
-    with pytest.raises(UserError, match="no tokenizer in this folder"):
+    with pytest.raises(UserError, match="missing: no such folder or tokenizer on the Hub"):
         measure_pubmedqa(tmp_path / "missing", questions_file)
 
 
