@@ -14,6 +14,8 @@ from healthslm.evaluation.held_out import measure_held_out
 
 FIGURES = 4
 
+pytestmark = pytest.mark.slow  # running it takes a minute and a half
+
 
 def text_of(cell: nbformat.NotebookNode) -> str:
     return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
