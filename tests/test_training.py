@@ -629,6 +629,7 @@ def test_a_run_warns_of_many_epochs_of_a_small_corpus(options, sample_folders, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16"], indirect=True)  # tests/test_distributed.py does so in fp32
 def test_two_processes_train_like_one(finished_run, precision, tmp_path):
     recipe = yaml.safe_load((finished_run / "config.yaml").read_text()) | {"output": str(tmp_path / "two")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
