@@ -19,8 +19,6 @@ from healthslm.tokenization.encoding import open_tokenizer, vocabulary_sha256
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # for one file of weights, between our own bars
 
-REPOSITORY = model_repository()
-
 _RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -134,7 +132,7 @@ def _config_of_type(model_type: str | None = None, **overrides: Any) -> PreTrain
     if model_type is None:
         raise ValueError("give a model_type, such as healthslm or gpt2, with the values that differ from its defaults")
     if model_type == "healthslm":
-        default = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
+        default = AutoConfig.from_pretrained(model_repository(), trust_remote_code=True)
     else:
         default = AutoConfig.for_model(model_type)
     for name in overrides:
