@@ -40,5 +40,5 @@ What lies in $out:
 
 The same on real files: get some by scripts/download_pubmed.py --output pubmed --files latest 3, then run the commands
 above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
-README.md goes through it stage by stage.
+docs/pipeline.md explains every stage.
 END
