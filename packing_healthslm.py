@@ -24,7 +24,7 @@ def create_packed_causal_mask(
     position_ids: torch.Tensor | None,
     kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor | BlockMask | None, dict[str, Any]]:
-    """Create a causal mask that also separates packed documents.
+    """Create a causal mask that also separates packed documents. With `config.is_causal=False` it is bidirectional.
 
     Args:
         position_ids: (batch, length), or None if each sequence holds a single document.
