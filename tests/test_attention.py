@@ -3,7 +3,7 @@
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401
-from networks import network, random_ids
+from tiny_models import random_ids, tiny_model
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -32,7 +32,7 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-MODELS = {"healthslm": lambda: network("healthslm"), "llama": lambda: network("llama"), "gpt2": gpt2}
+MODELS = {"healthslm": lambda: tiny_model("healthslm"), "llama": lambda: tiny_model("llama"), "gpt2": gpt2}
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
@@ -101,7 +101,7 @@ def test_for_a_gpu_the_number_of_bounds_is_padded():
 
 
 def test_batches_with_other_documents_do_not_recompile():
-    model = network("healthslm", num_hidden_layers=1)
+    model = tiny_model("healthslm", num_hidden_layers=1)
     model.set_attn_implementation(VARLEN)
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -116,14 +116,14 @@ def test_batches_with_other_documents_do_not_recompile():
 
 @pytest.mark.parametrize(("compiled", "expected"), [(False, PACKED_DOCUMENTS), (True, "sdpa")])
 def test_on_a_cpu_attention_runs_one_document_at_a_time_unless_compiled(compiled, expected):
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     fit_attention(model, torch.device("cpu"), compiled)
     assert model.config._attn_implementation == expected
 
 
 @pytest.mark.parametrize(
     ("make", "has_bf16", "expected"),
-    [(lambda: network("healthslm"), True, VARLEN), (lambda: network("healthslm"), False, "sdpa"), (gpt2, True, "sdpa")],
+    [(MODELS["healthslm"], True, VARLEN), (MODELS["healthslm"], False, "sdpa"), (gpt2, True, "sdpa")],
     ids=["a GPU with bf16", "one without", "a model with attention dropout"],
 )
 def test_on_a_gpu_attention_is_flash_attention_if_it_computes_the_same(monkeypatch, make, has_bf16, expected):

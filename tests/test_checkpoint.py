@@ -467,7 +467,7 @@ def test_optimizers_do_not_keep_the_file_open(save, tmp_path):
         ),
         (TINY_MODEL, True, "proj.weight was trained by AdamW, now by Muon"),
     ],
-    ids=["another network", "more layers", "fewer layers", "another width", "another optimizer"],
+    ids=["another architecture", "more layers", "fewer layers", "another width", "another optimizer"],
 )
 def test_optimizers_of_another_model_are_an_error_in_one_line(saved, config, muon, message):
     model = make_model(config)
