@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from pipeline_folders import TINY_MODEL
 from safetensors.torch import load_file
-from slurm import checks_of_bash
+from slurm import bash_syntax_errors
 from transformers import AutoModelForCausalLM
 
 from healthslm.training.run_folder import read_metrics
@@ -358,7 +358,7 @@ else:
 @pytest.mark.slow
 def test_a_slurm_job_whose_time_is_up_is_requeued_and_resumes(sample_folders, tmp_path):
     script = REPOSITORY / "scripts" / "pretrain.sbatch"
-    assert checks_of_bash(script) == ""
+    assert bash_syntax_errors(script) == ""
     for name, program in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(f"#!{sys.executable}\n{program}")
         (tmp_path / name).chmod(0o755)

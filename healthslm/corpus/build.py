@@ -1,4 +1,4 @@
-"""Building the corpus: turns PubMed's XML and other text into training, validation and test documents in Parquet.
+"""Build the corpus: turn PubMed's XML and other text into training, validation and test documents in Parquet.
 
     pubmed/ -> records/ -> signatures/ -> corpus/{train,validation,test}/
 
