@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
-demo: $(INSTALLED)  ## the whole path on the embedded sample, from PubMed XML to generated text: some minutes
+demo: $(INSTALLED)  ## run every stage on the embedded sample, from PubMed XML to generated text: some minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh build/demo
 
 notebook: $(INSTALLED)  ## run the notebook on the released model and store what it gives
