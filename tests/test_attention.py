@@ -17,8 +17,8 @@ from healthslm.training.attention import (
     one_by_one,
 )
 
-ROWS, LENGTH = 2, 20
-# Documents of one row: they end at the row's end, one of them is a single token.
+SEQUENCES, LENGTH = 2, 20
+# The documents of a sequence end at its end, and one of them is a single token.
 POSITIONS = torch.tensor([[*range(7), 0, *range(12)], [*range(20)]])
 BOUNDS = {
     PACKED_DOCUMENTS: torch.tensor([0, 7, 8, 20, 40]),
@@ -47,7 +47,7 @@ def implementation(request) -> str:
 
 def logits_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model.zero_grad()
-    logits = model(random_ids(ROWS, LENGTH), use_cache=False, **arguments).logits
+    logits = model(random_ids(SEQUENCES, LENGTH), use_cache=False, **arguments).logits
     logits.square().mean().backward()
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -61,7 +61,7 @@ def test_attention_equals_that_with_a_mask_over_the_sequence(model, implementati
 
 def test_each_document_has_the_same_logits_as_alone(model, implementation):
     model.set_attn_implementation(implementation)
-    ids, bounds = random_ids(ROWS, LENGTH), BOUNDS[implementation]
+    ids, bounds = random_ids(SEQUENCES, LENGTH), BOUNDS[implementation]
     packed = model(ids, position_ids=POSITIONS, cu_seq_lens_q=bounds, use_cache=False).logits.flatten(0, 1)
     model.set_attn_implementation("eager")
     bounds = bounds.unique()
@@ -70,17 +70,17 @@ def test_each_document_has_the_same_logits_as_alone(model, implementation):
 
 
 def test_without_bounds_attention_is_that_of_pytorch(model, implementation):
-    plain = model(random_ids(ROWS, LENGTH)).logits
+    plain = model(random_ids(SEQUENCES, LENGTH)).logits
     model.set_attn_implementation(implementation)
-    assert_close(model(random_ids(ROWS, LENGTH)).logits, plain)
+    assert_close(model(random_ids(SEQUENCES, LENGTH)).logits, plain)
 
 
 def test_under_autocast_products_have_its_dtype(model, implementation):
     model.set_attn_implementation(implementation)
     arguments = {"position_ids": POSITIONS, "cu_seq_lens_q": BOUNDS[implementation], "use_cache": False}
-    exact = model(random_ids(ROWS, LENGTH), **arguments).logits
+    exact = model(random_ids(SEQUENCES, LENGTH), **arguments).logits
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(random_ids(ROWS, LENGTH), **arguments).logits
+        rounded = model(random_ids(SEQUENCES, LENGTH), **arguments).logits
     assert rounded.dtype == torch.bfloat16
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
 
