@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import network
+from tiny_models import tiny_model
 from transformers import GenerationMixin
 
 from healthslm.evaluation import footprint
@@ -20,7 +20,7 @@ BUFFERS = 2 * 16  # the rotary embedding's frequencies, current and original
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    network("healthslm", **SHAPE).save_pretrained(folder)
+    tiny_model("healthslm", **SHAPE).save_pretrained(folder)
     return folder
 
 

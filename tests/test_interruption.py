@@ -64,7 +64,7 @@ def test_signal_handlers_are_restored():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-# Runs that are told to stop
+# Runs that are asked to stop
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ class Training:
             assert self.process.poll() is None, self.stderr
             time.sleep(0.002)
         self.process.kill()
-        raise AssertionError(f"waited in vain: {self.stderr}")
+        raise AssertionError(f"timed out: {self.stderr}")
 
     def wait_for_step(self, step: int) -> None:
         self.wait_until(lambda: any(record["step"] >= step for record in read_metrics(self.output)))
@@ -219,7 +219,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(
 
 
 @pytest.mark.slow
-def test_so_does_a_run_in_bf16_and_a_run_of_two_processes(sample_folders):
+def test_a_killed_run_in_bf16_or_of_two_processes_ends_with_the_same_bytes(sample_folders):
     for precision, processes in (("bf16", 1), ("fp32", 2)):
         done = soak(sample_folders, "--precisions", precision, "--processes", processes)
         assert done.returncode == 0, done.stdout + done.stderr
