@@ -442,6 +442,7 @@ def test_an_interrupt_while_a_module_is_imported_ends_in_one_line_even_if_the_mo
         [sys.executable, "main.py"],
         cwd=tmp_path,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
