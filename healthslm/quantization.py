@@ -5,8 +5,8 @@
   those of bitsandbytes. The matrices of the layers stay quantized in memory; the embedding and the head stay in 16
   bits.
 - **int4** also quantizes the embedding, and keeps a tied head tied: the file holds their matrix once. Each group of
-  `GROUP` weights in a row is rounded to 16 levels at equal distances from its smallest to its largest weight. The format is "pack-quantized" of
-  compressed-tensors. A model of this format takes few bytes on disk, but in memory its weights are dequantized.
+  `GROUP` weights in a row is rounded to 16 levels at equal distances, from its smallest to its largest weight. The
+  format is "pack-quantized" of compressed-tensors. It is small on disk, but in memory its weights are dequantized.
 """
 
 import importlib
