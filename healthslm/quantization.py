@@ -11,6 +11,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
