@@ -99,6 +99,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "quantize": Command(
+        "Compare a model's size, loss and speed in fp32, bf16, int8, nf4 and int4, or save it in one of them",
+        "--model runs/NAME/best --data corpus/validation (or: --precisions nf4 --save NAME-nf4)",
+        "healthslm.evaluation.quantize:quantize",
+        "healthslm.evaluation.options:QuantizationOptions",
+    ),
     "generate": Command(
         "Generate text with a model",
         '--model runs/NAME/best --prompt "Aspirin and the risk of"',
