@@ -147,7 +147,9 @@ def measured(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGINT, "bf16")], indirect=["precision"]
+    ("number", "precision"),
+    [(signal.SIGTERM, "fp32"), pytest.param(signal.SIGINT, "bf16", marks=pytest.mark.slow)],
+    indirect=["precision"],
 )
 def test_a_signal_stops_a_run_after_its_step_and_the_printed_command_resumes_it_to_the_same_bytes(
     recipe, whole, tmp_path, number, precision
@@ -212,6 +214,7 @@ def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(sample_folders):
     done = soak(sample_folders, "--precisions", "fp32", "--processes", 1)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -43,6 +43,7 @@ def local(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_slurm_writes_the_same_bytes_as_one_machine(local, tmp_path, run_script):
     environment = slurm.install(tmp_path / "slurm")
     recipe = tmp_path / "recipe.yaml"

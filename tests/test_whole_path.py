@@ -97,7 +97,7 @@ def leaks(held_out: Path) -> list[dict[str, Any]]:
     "name",
     [
         "sample",
-        "small real files",
+        pytest.param("small real files", marks=pytest.mark.slow),
         pytest.param("a file of the baseline", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
