@@ -3,8 +3,8 @@
 "Statins reduce mortality in sepsis: a cohort study." becomes "Do statins reduce mortality in sepsis?" with the answer
 yes, and "Aspirin does not prevent dementia" becomes "Does aspirin prevent dementia?" with the answer no. This is how
 Jin et al. (2019), "PubMedQA: a dataset for biomedical research question answering", made their artificial questions.
-They found the verb with a part-of-speech tagger. Here the verb comes from a list, so that statements with other verbs are
-missed; what isn't surely a statement is refused.
+They found the verb with a part-of-speech tagger. Here the verb comes from a list, so that statements with other verbs
+are missed; what isn't surely a statement is refused.
 """
 
 import re
@@ -47,24 +47,27 @@ _BASE_FORMS = {_third_person(verb): verb for verb in _VERBS + _VERBS_WITH_S + _N
 _PLURAL_VERBS = {*_VERBS, *_NOUN_VERBS}
 _AMBIGUOUS = {*_NOUN_VERBS, *map(_third_person, _NOUN_VERBS)}
 _PRESENT = {"was": "is", "were": "are"}
-_MOVED = {"is", "are", "was", "were", "can", "could", "should", "does", "do", "did"}
+_MOVED = {"is", "are", "was", "were", "can", "does", "do", "did"}
 _HAVE = {"has", "have", "had"}
 _FAIL = {"fails", "fail", "failed"}
 
 # A subordinate clause could hold the verb, a pronoun refers to something else, and a hedge is neither yes nor no.
 _NOT_IN_SUBJECT = frozenset(
-    _words("""that which who whom whose where when while if because how why what whether although though since unless than
-    we i it they he she this these those such our their its there here may might would will must cannot can to
+    _words("""that which who whom whose where when while if because how why what whether although though since unless
+    than we i it they he she this these those such our their its there here may might would will must cannot can to
+    should could study studies paper article review authors author data results findings literature
     suggest suggests show shows reveal reveals demonstrate demonstrates identify identifies highlight highlights
     but not no neither none nor only either let""")
 )
 _NOT_BEFORE_VERB = frozenset(_words("to and or the a an of in on with by for from at as not into than during"))
 _PREPOSITIONS = frozenset(
-    _words("""in of on after during with for from by and or to at as among between due following before within over under
-    caused induced associated observed seen versus vs across through via than is are was were""")
+    _words("""in of on after during with for from by and or to at as among between due following before within over
+    under caused induced associated observed seen versus vs across through via than is are was were""")
 )
 _NEGATION = re.compile(
-    r"\b(?:not|no|nor|neither|never|none|cannot|rarely|hardly|unclear|unknown|may|might)\b", re.IGNORECASE
+    r"\b(?:not|no|nor|neither|never|none|cannot|rarely|hardly|unclear|unknown|may|might|"
+    r"could|would|should|probably|possibly|perhaps|likely|needed|warranted|recommended|publicly)\b",
+    re.IGNORECASE,
 )
 _DEVERBAL = _words("""
     association correlation relationship relation difference effect influence impact benefit evidence role increase 
@@ -74,10 +77,11 @@ _ABSENCE = re.compile(
     rf"(?:no(?! longer)|lack of|absence of)(?: an?| any)? (?P<what>(?:\w+ )?(?:{'|'.join(_DEVERBAL)})s?\b.*)", re.I
 )
 _THERE = re.compile(r"there (?P<verb>is|are|was|were) (?P<no>no (?!longer))?(?P<what>.+)", re.IGNORECASE)
+_SAY = r"(?:suggest(?:s|ed)?|indicate(?:s|d)?|show(?:s|ed)?|demonstrate(?:s|d)?|provides? evidence)"
 _LEAD_IN = re.compile(
-    r"(?:in (?:conclusion|summary|this study|our study|these patients)|thus|therefore|hence|overall|we conclude that|"
-    r"we found that|it is concluded that|our (?:data|results|findings) (?:suggest|indicate|show|demonstrate) that|"
-    r"(?:these|the) (?:data|results|findings) (?:suggest|indicate|show|demonstrate) that),? ",
+    r"(?:conclusions?[-:.]?|in (?:conclusion|summary|this study|our study|these patients)|thus|therefore|hence|overall|"
+    r"we conclude that|we found that|it is concluded that|"
+    rf"(?:our|these|the|this) (?:data|results|findings|study|observations) {_SAY} that),? ",
     re.IGNORECASE,
 )
 _FEWEST_WORDS = 4
@@ -104,7 +108,7 @@ def question_of(statement: str, context: str = "") -> Question | None:
     statement = " ".join(statement.split()).strip(". ")
     if statement.startswith("[") and statement.endswith("]"):  # a translated title
         statement = statement[1:-1].rstrip(". ")
-    statement = _LEAD_IN.sub("", statement)
+    statement = _LEAD_IN.sub("", _LEAD_IN.sub("", statement))
     if "?" in statement or statement.isupper():
         return None
     statement = re.split(r"[:;] | [-–—] |(?<=[a-z]{3})\. ", statement)[0].rstrip(" .")
@@ -160,7 +164,8 @@ def _clause(words: list[str]) -> tuple[str, str, Literal["yes", "no"]] | None:
         auxiliary = "do" if _is_plural(subject) and verb != "fails" else "does"
         rest, negated = rest[1:], True
     elif verb in _HAVE:
-        if rest[0] in ("been", "become") or negated or rest[0].endswith("ed"):
+        participle = next((word for word in rest if not word.endswith("ly") and word not in ("already", "also")), "")
+        if participle in ("been", "become") or negated or participle.endswith("ed"):
             if verb == "had":
                 return None
             auxiliary = verb
@@ -193,7 +198,7 @@ def _verb(words: list[str]) -> int | None:
     """Place of the first finite verb, if a subject comes before it and something after it."""
     for place in range(1, len(words) - 1):
         word, before, after = words[place], words[place - 1].lower(), words[place + 1].lower().rstrip(",")
-        if words[place - 1].lower() in _NOT_IN_SUBJECT or words[0].lower() in _NOT_IN_SUBJECT:
+        if before.strip("(),") in _NOT_IN_SUBJECT or (place == 1 and before in _PREPOSITIONS):
             return None
         if word[1:] != word[1:].lower():  # HAS, CAN: abbreviations
             continue
