@@ -1,4 +1,4 @@
-"""Train and evaluate on PubMedQA's expert questions by cross-validation, as `healthslm cross-validate-pubmedqa` does."""
+"""Train and evaluate on PubMedQA by cross-validation, as `healthslm cross-validate-pubmedqa` does."""
 
 from healthslm.cli import main
 

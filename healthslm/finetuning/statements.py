@@ -164,8 +164,7 @@ def _clause(words: list[str]) -> tuple[str, str, Literal["yes", "no"]] | None:
         auxiliary = "do" if _is_plural(subject) and verb != "fails" else "does"
         rest, negated = rest[1:], True
     elif verb in _HAVE:
-        participle = next((word for word in rest if not word.endswith("ly") and word not in ("already", "also")), "")
-        if participle in ("been", "become") or negated or participle.endswith("ed"):
+        if negated or _is_perfect(rest):
             if verb == "had":
                 return None
             auxiliary = verb
@@ -192,6 +191,14 @@ def _clause(words: list[str]) -> tuple[str, str, Literal["yes", "no"]] | None:
     if auxiliary.lower() in ("does", "do"):
         rest = [rest[0], *(_in_base_form(rest, index) for index in range(1, len(rest)))]
     return auxiliary.capitalize(), " ".join(subject + rest), "no" if negated else "yes"
+
+
+def _is_perfect(rest: list[str]) -> bool:
+    """Whether "has" is an auxiliary: "has increased in", but not "has increased levels"."""
+    rest = [word for word in rest if not word.endswith("ly") and word not in ("already", "also")]
+    if not rest or rest[0] in ("been", "become"):
+        return bool(rest)
+    return rest[0].endswith("ed") and rest[1:2] != [] and rest[1] in _PREPOSITIONS
 
 
 def _verb(words: list[str]) -> int | None:
