@@ -54,6 +54,7 @@ NO = {
     "There was no difference in survival between the groups.": "Is there a difference in survival between the groups?",
     "Robotic surgery is no better than open surgery": "Is robotic surgery better than open surgery?",
     "CT cannot replace biopsy in suspected vasculitis": "Can CT replace biopsy in suspected vasculitis?",
+    "However, sigma54 mutants do not enter the salivary glands": "Do sigma54 mutants enter the salivary glands?",
     "In conclusion, early feeding does not increase complications.": "Does early feeding increase complications?",
 }
 REFUSED = [
@@ -69,6 +70,10 @@ REFUSED = [
     "Dose increases in patients with chronic pain",
     "Further research is needed in this population",
     "It is a risk factor for stroke in the elderly",
+    "No evidence was found for an effect of zinc",
+    "Despite treatment, patients with sepsis fail to recover quickly",
+    "Bigger Is Not Always Better: Effects of Electrocautery",
+    "There is a need for better treatment of asthma",
     "Not only smoking increases the risk of stroke",
     "Aspirin is not only a painkiller",
     "Results",

@@ -50,12 +50,13 @@ _PRESENT = {"was": "is", "were": "are"}
 _MOVED = {"is", "are", "was", "were", "can", "does", "do", "did"}
 _HAVE = {"has", "have", "had"}
 _FAIL = {"fails", "fail", "failed"}
+_AUXILIARIES = _MOVED | _HAVE
 
 # A subordinate clause could hold the verb, a pronoun refers to something else, and a hedge is neither yes nor no.
 _NOT_IN_SUBJECT = frozenset(
     _words("""that which who whom whose where when while if because how why what whether although though since unless
     than we i it they he she this these those such our their its there here may might would will must cannot can to
-    should could study studies paper article review authors author data results findings literature
+    whenever despite unlike should could study studies paper article review authors author data results findings literature
     suggest suggests show shows reveal reveals demonstrate demonstrates identify identifies highlight highlights
     but not no neither none nor only either let""")
 )
@@ -66,12 +67,13 @@ _PREPOSITIONS = frozenset(
 )
 _NEGATION = re.compile(
     r"\b(?:not|no|nor|neither|never|none|cannot|rarely|hardly|unclear|unknown|may|might|"
-    r"could|would|should|probably|possibly|perhaps|likely|needed|warranted|recommended|publicly)\b",
+    r"could|would|should|probably|possibly|perhaps|likely|needed|warranted|recommended|publicly|registered|further|"
+    r"need|needs|required to)\b",
     re.IGNORECASE,
 )
 _DEVERBAL = _words("""
     association correlation relationship relation difference effect influence impact benefit evidence role increase 
-    change improvement advantage interaction link need
+    change improvement advantage interaction link
 """)
 _ABSENCE = re.compile(
     rf"(?:no(?! longer)|lack of|absence of)(?: an?| any)? (?P<what>(?:\w+ )?(?:{'|'.join(_DEVERBAL)})s?\b.*)", re.I
@@ -79,7 +81,8 @@ _ABSENCE = re.compile(
 _THERE = re.compile(r"there (?P<verb>is|are|was|were) (?P<no>no (?!longer))?(?P<what>.+)", re.IGNORECASE)
 _SAY = r"(?:suggest(?:s|ed)?|indicate(?:s|d)?|show(?:s|ed)?|demonstrate(?:s|d)?|provides? evidence)"
 _LEAD_IN = re.compile(
-    r"(?:conclusions?[-:.]?|in (?:conclusion|summary|this study|our study|these patients)|thus|therefore|hence|overall|"
+    r"(?:conclusions?[-:.]?|however|furthermore|moreover|finally|also|additionally|in addition|nevertheless|"
+    r"consequently|in (?:conclusion|summary|this study|our study|these patients)|thus|therefore|hence|overall|"
     r"we conclude that|we found that|it is concluded that|"
     rf"(?:our|these|the|this) (?:data|results|findings|study|observations) {_SAY} that),? ",
     re.IGNORECASE,
@@ -135,7 +138,7 @@ def _absence(statement: str) -> tuple[str, str, Literal["yes", "no"]] | None:
             f"there {what}",
             "no" if match["no"] else "yes",
         )
-    if (match := _ABSENCE.fullmatch(statement)) and _verb(statement.split()) is None:
+    if (match := _ABSENCE.fullmatch(statement)) and not _AUXILIARIES.intersection(statement.lower().split()):
         return "Is", f"there {_with_article(match['what'])}", "no"
     return None
 
@@ -156,7 +159,7 @@ def _clause(words: list[str]) -> tuple[str, str, Literal["yes", "no"]] | None:
     negated = verb == "cannot" or rest[0].lower() == "not"
     if rest[0].lower() == "not":
         rest = rest[1:]
-        if not rest or rest[0] in ("only", "just", "always", "necessarily", "merely", "all"):
+        if not rest or rest[0].lower() in ("only", "just", "always", "necessarily", "merely", "all"):
             return None
     if verb in _FAIL:
         if negated or rest[0] != "to":
