@@ -177,9 +177,7 @@ def word_counts(
     more_answers = encode_answers(artificial)
 
     def fit(places: np.ndarray) -> Predict:
-        classifier = make_pipeline(
-            TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2)), LogisticRegression()
-        )
+        classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression())
         known = np.concatenate([answers[places], more_answers])
         weights = answer_weights(known, options.balance)
         classifier.fit([texts[place] for place in places] + more, known, logisticregression__sample_weight=weights)

@@ -56,9 +56,9 @@ _AUXILIARIES = _MOVED | _HAVE
 _NOT_IN_SUBJECT = frozenset(
     _words("""that which who whom whose where when while if because how why what whether although though since unless
     than we i it they he she this these those such our their its there here may might would will must cannot can to
-    whenever despite unlike should could study studies paper article review authors author data results findings literature
-    suggest suggests show shows reveal reveals demonstrate demonstrates identify identifies highlight highlights
-    but not no neither none nor only either let""")
+    whenever despite unlike should could study studies paper article review authors author data results findings
+    literature suggest suggests show shows reveal reveals demonstrate demonstrates identify identifies highlight
+    highlights but not no neither none nor only either let""")
 )
 _NOT_BEFORE_VERB = frozenset(_words("to and or the a an of in on with by for from at as not into than during"))
 _PREPOSITIONS = frozenset(
