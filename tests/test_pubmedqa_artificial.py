@@ -55,6 +55,7 @@ NO = {
     "Robotic surgery is no better than open surgery": "Is robotic surgery better than open surgery?",
     "CT cannot replace biopsy in suspected vasculitis": "Can CT replace biopsy in suspected vasculitis?",
     "However, sigma54 mutants do not enter the salivary glands": "Do sigma54 mutants enter the salivary glands?",
+    "Chorea was not related to age but to sex and smoking": "Is chorea related to age?",
     "In conclusion, early feeding does not increase complications.": "Does early feeding increase complications?",
 }
 REFUSED = [
@@ -80,7 +81,7 @@ REFUSED = [
 ]
 CONTEXT = (
     "the metformin statins sleep serum diabetes curcumin early exercise patients mortality ultrasound obesity aspirin "
-    "reduces pain after surgery children smoking vitamin oral screening robotic"
+    "reduces pain after surgery children smoking vitamin oral screening robotic chorea"
 )
 
 

@@ -81,12 +81,14 @@ _ABSENCE = re.compile(
 _THERE = re.compile(r"there (?P<verb>is|are|was|were) (?P<no>no (?!longer))?(?P<what>.+)", re.IGNORECASE)
 _SAY = r"(?:suggest(?:s|ed)?|indicate(?:s|d)?|show(?:s|ed)?|demonstrate(?:s|d)?|provides? evidence)"
 _LEAD_IN = re.compile(
-    r"(?:conclusions?[-:.]?|however|furthermore|moreover|finally|also|additionally|in addition|nevertheless|"
+    r"(?:conclusions?[-:.]?|however|furthermore|moreover|finally|also|additionally|in addition|nevertheless|notably|"
     r"consequently|in (?:conclusion|summary|this study|our study|these patients)|thus|therefore|hence|overall|"
     r"we conclude that|we found that|it is concluded that|"
     rf"(?:our|these|the|this) (?:data|results|findings|study|observations) {_SAY} that),? ",
     re.IGNORECASE,
 )
+# A second clause can have another answer: "is not associated with age but with sex".
+_END = re.compile(r"[:;] | [-–—] |(?<=[a-z]{3})\. |,? (?:but|whereas|although|while|because) ")
 _FEWEST_WORDS = 4
 
 
@@ -114,7 +116,7 @@ def question_of(statement: str, context: str = "") -> Question | None:
     statement = _LEAD_IN.sub("", _LEAD_IN.sub("", statement))
     if "?" in statement or statement.isupper():
         return None
-    statement = re.split(r"[:;] | [-–—] |(?<=[a-z]{3})\. ", statement)[0].rstrip(" .")
+    statement = _END.split(statement)[0].rstrip(" .")
     words = statement.split()
     if len(words) < _FEWEST_WORDS:
         return None
