@@ -57,11 +57,11 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
         sources += [("expert_questions_alone", options.base, False), ("untrained", options.base, True)]
     for name, source, new_weights in sources:
         tokenizer, model = open_classifier(source, options, new_weights)
-        features = [
+        train_states, test_states = (
             last_hidden_states(model, tokenizer, [input_text(row, options.max_words) for row in rows])
             for rows in (train, test)
-        ]
-        results[name] = cross_validate(*features, *answers, options)
+        )
+        results[name] = cross_validate(train_states, test_states, *answers, options)
     for name, result in results.items():
         logger.info("%-24s accuracy %.1f%%, macro-F1 %.3f", name, *_both(result))
     folder = Path(options.model)
