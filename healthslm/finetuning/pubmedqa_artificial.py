@@ -102,6 +102,7 @@ def build_pubmedqa_artificial(options: ArtificialQuestionsOptions) -> None:
             "statements": options.statements,
             "yes_per_no": options.yes_per_no,
             "min_context_words": options.min_context_words,
+            "max_words": options.max_words,
             "overlap_words": OVERLAP_WORDS,
         },
         "corpus": {file.name: file_sha256(file) for file in files},
