@@ -217,6 +217,7 @@ def test_the_ratio_of_answers_is_an_option_and_the_choice_does_not_change(corpus
     assert (answers.count("yes"), answers.count("no")) == (10, 5)
     build(corpus, tmp_path / "b", yes_per_no=2)
     assert (tmp_path / "a/questions.jsonl").read_bytes() == (tmp_path / "b/questions.jsonl").read_bytes()
+    assert not all(answer == "yes" for answer in answers[:10]) and not all(answer == "no" for answer in answers[10:])
     fewer = {row["pmid"] for row in build(corpus, tmp_path / "c", yes_per_no=1)[0]}
     assert fewer < {row["pmid"] for row in questions}
 

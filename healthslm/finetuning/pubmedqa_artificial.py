@@ -200,22 +200,20 @@ def select(questions: list[Row], yes_per_no: float) -> list[Row]:
     """All questions with the answer no, and at most `yes_per_no` times as many with the answer yes.
 
     The limit holds for each beginning of a question ("Does", "Is there") by itself, so that the beginning doesn't tell
-    the answer. The order is that of a hash of the ids.
+    the answer. The lowest hashes of the ids are chosen; the order is that of another hash, so that it is mixed.
     """
     ordered = sorted(questions, key=lambda row: (split_position(row["pmid"]), row["QUESTION"]))
-    if not yes_per_no:
-        return ordered
     no = Counter(_beginning(row) for row in ordered if row["final_decision"] == "no")
     left = {beginning: int(count * yes_per_no) for beginning, count in no.items()}
     kept = []
     for row in ordered:
         beginning = _beginning(row)
-        if row["final_decision"] == "yes":
+        if yes_per_no and row["final_decision"] == "yes":
             if left.get(beginning, 0) == 0:
                 continue
             left[beginning] -= 1
         kept.append(row)
-    return kept
+    return sorted(kept, key=lambda row: split_position(row["QUESTION"]))
 
 
 def _beginning(row: Row) -> str:
