@@ -18,7 +18,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from healthslm.errors import UserError
@@ -48,10 +48,10 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
     if common := {row["pmid"] for row in train} & {row["pmid"] for row in test}:
         raise UserError(f"{options.test}: {len(common)} questions are also in {options.train}, such as {min(common)}")
     answers = encode_answers(train), encode_answers(test)
-    results = {"majority": majority_result(*answers), "word_counts": word_counts(train, test, [], options)}
+    results = {"majority": majority_result(*answers), "word_counts": word_counts(train, test, options)}
     if options.artificial:
         artificial = read_questions(options.artificial)
-        results["word_counts_artificial"] = word_counts(train, test, artificial, options)
+        results["word_counts_two_phases"] = word_counts_in_two_phases(train, test, artificial, options)
     sources = [("two_phases", options.model, False)]
     if options.base:
         sources += [("expert_questions_alone", options.base, False), ("untrained", options.base, True)]
@@ -164,26 +164,43 @@ def cross_validate(
     return _over_folds(fit, train / scale, test / scale, train_answers, test_answers, options)
 
 
-def word_counts(
-    train: list[Row], test: list[Row], artificial: list[Row], options: CrossValidationOptions
-) -> dict[str, Any]:
-    """The baseline of TF-IDF and logistic regression, trained on the expert questions of a fold and artificial ones.
+def word_counts(train: list[Row], test: list[Row], options: CrossValidationOptions) -> dict[str, Any]:
+    """The baseline of TF-IDF and logistic regression, trained on the expert questions of a fold.
 
     Returns:
         Like `cross_validate`.
     """
-    texts, test_texts, more = ([_whole_text(row) for row in rows] for rows in (train, test, artificial))
-    answers, test_answers = encode_answers(train), encode_answers(test)
-    more_answers = encode_answers(artificial)
+    texts, test_texts = ([_whole_text(row) for row in rows] for rows in (train, test))
+    answers = encode_answers(train)
 
     def fit(places: np.ndarray) -> Predict:
-        classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression())
-        known = np.concatenate([answers[places], more_answers])
-        weights = answer_weights(known, options.balance)
-        classifier.fit([texts[place] for place in places] + more, known, logisticregression__sample_weight=weights)
+        weights = answer_weights(answers[places], options.balance)
+        classifier = _word_classifier()
+        classifier.fit([texts[place] for place in places], answers[places], logisticregression__sample_weight=weights)
         return classifier.predict_proba
 
-    return _over_folds(fit, np.array(texts, object), np.array(test_texts, object), answers, test_answers, options)
+    inputs = (np.array(group, object) for group in (texts, test_texts))
+    return _over_folds(fit, *inputs, answers, encode_answers(test), options)
+
+
+def word_counts_in_two_phases(
+    train: list[Row], test: list[Row], artificial: list[Row], options: CrossValidationOptions
+) -> dict[str, Any]:
+    """The same, but trained on the artificial questions. Its logits are the features of the second phase.
+
+    Returns:
+        Like `cross_validate`.
+    """
+    classifier = _word_classifier().fit([_whole_text(row) for row in artificial], encode_answers(artificial))
+    logits, test_logits = (
+        classifier.decision_function([_whole_text(row) for row in rows]).reshape(len(rows), -1)
+        for rows in (train, test)
+    )
+    return cross_validate(logits, test_logits, encode_answers(train), encode_answers(test), options)
+
+
+def _word_classifier() -> Pipeline:
+    return make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000))
 
 
 def _whole_text(row: Row) -> str:
