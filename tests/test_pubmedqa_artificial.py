@@ -52,6 +52,7 @@ NO = {
     "Metformin fails to improve survival in lung cancer": "Does metformin improve survival in lung cancer?",
     "Screening did not lower mortality in the trial": "Does screening lower mortality in the trial?",
     "There was no difference in survival between the groups.": "Is there a difference in survival between the groups?",
+    "Oral iron did not cause any change in appetite": "Does oral iron cause change in appetite?",
     "Robotic surgery is no better than open surgery": "Is robotic surgery better than open surgery?",
     "CT cannot replace biopsy in suspected vasculitis": "Can CT replace biopsy in suspected vasculitis?",
     "However, sigma54 mutants do not enter the salivary glands": "Do sigma54 mutants enter the salivary glands?",

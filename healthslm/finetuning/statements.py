@@ -126,6 +126,8 @@ def question_of(statement: str, context: str = "") -> Question | None:
     first, rest, answer = found
     if _NEGATION.search(rest):  # a second negation, or one that the rules don't know
         return None
+    if answer == "no":  # "any" comes with "not" and would tell the answer
+        rest = re.sub(r"\bany ", "", rest)
     return Question(f"{first} {_lower(rest, context)}?", answer)
 
 
@@ -146,9 +148,10 @@ def _absence(statement: str) -> tuple[str, str, Literal["yes", "no"]] | None:
 
 
 def _with_article(phrase: str) -> str:
+    """The phrase with "a", unless it is plural."""
     noun = next((word for word in phrase.split()[:3] if word.rstrip("s") in _DEVERBAL), "")
-    if noun.endswith("s") or noun == "evidence" or not noun:
-        return f"any {phrase}"
+    if noun.endswith("s") or noun == "evidence" or phrase.split()[0] in ("a", "an", "the"):
+        return phrase
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
