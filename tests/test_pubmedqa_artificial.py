@@ -227,7 +227,7 @@ def test_the_context_ends_before_the_conclusion_and_the_input_keeps_its_end(corp
     question = build(corpus, tmp_path / "out")[0][0]
     recorded = f"Outcome {question['pmid']} was recorded."
     assert question["CONTEXTS"] == [f"{FILLER} {recorded}"] and question["LONG_ANSWER"] == "It ended."
-    assert question["text"] == input_text(question, 180)
+    assert question["text"] == input_text(question, 90)
     assert input_text(question, 4) == f"{question['QUESTION']}\n{recorded}"
 
 

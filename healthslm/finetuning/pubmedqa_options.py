@@ -15,7 +15,7 @@ from healthslm.options import (
     UnitInterval,
 )
 
-MAX_WORDS = 180
+MAX_WORDS = 90
 Statement = Literal["title", "conclusion"]
 
 
