@@ -109,7 +109,7 @@ COMMANDS = {
     ),
     "cross-validate-pubmedqa": Command(
         "Train and evaluate on PubMedQA by cross-validation",
-        "--recipe configs/finetune/pubmedqa.yaml",
+        "--recipe configs/finetune/pubmedqa.yaml --output pubmedqa.json",
         "healthslm.finetuning.pubmedqa:cross_validate_pubmedqa",
         "healthslm.finetuning.pubmedqa_options:CrossValidationOptions",
     ),
