@@ -180,8 +180,8 @@ def word_counts(train: list[Row], test: list[Row], options: CrossValidationOptio
         classifier.fit([texts[place] for place in places], answers[places], logisticregression__sample_weight=weights)
         return classifier.predict_proba
 
-    inputs = (np.array(group, object) for group in (texts, test_texts))
-    return _over_folds(fit, *inputs, answers, encode_answers(test), options)
+    inputs, test_inputs = np.array(texts, object), np.array(test_texts, object)
+    return _over_folds(fit, inputs, test_inputs, answers, encode_answers(test), options)
 
 
 def word_counts_in_two_phases(
