@@ -105,6 +105,18 @@ COMMANDS = {
         "healthslm.evaluation.quantize:quantize",
         "healthslm.evaluation.options:QuantizationOptions",
     ),
+    "build-pubmedqa-artificial": Command(
+        "Make artificial training questions for PubMedQA",
+        "--corpus corpus --held-out pubmedqa/train.jsonl pubmedqa/test.jsonl --output pubmedqa-artificial",
+        "healthslm.finetuning.pubmedqa_artificial:build_pubmedqa_artificial",
+        "healthslm.finetuning.pubmedqa_options:ArtificialQuestionsOptions",
+    ),
+    "cross-validate-pubmedqa": Command(
+        "Train and evaluate on PubMedQA by cross-validation",
+        "--recipe configs/finetune/pubmedqa.yaml --output pubmedqa.json",
+        "healthslm.finetuning.pubmedqa:cross_validate_pubmedqa",
+        "healthslm.finetuning.pubmedqa_options:CrossValidationOptions",
+    ),
     "generate": Command(
         "Generate text with a model",
         '--model runs/NAME/best --prompt "Aspirin and the risk of"',
