@@ -101,6 +101,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "finetune": Command(
+        "Fine-tune a model on examples",
+        "--model . --data train.jsonl --validation validation.jsonl --output runs/NAME",
+        "healthslm.finetuning.sft:finetune",
+        "healthslm.finetuning.options:FinetuneOptions",
+    ),
     "generate": Command(
         "Generate text with a model",
         '--model runs/NAME/best --prompt "Aspirin and the risk of"',
