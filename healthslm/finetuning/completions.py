@@ -29,8 +29,13 @@ def measure_completions(model: PreTrainedModel, examples: Sequence[Example], pro
     Returns:
         `loss` in nats per token, `perplexity`, `bits_per_byte` and its 95% interval over examples.
     """
-    bits = token_bits(model, [np.array(example.input_ids) for example in examples], progress=progress)
     learned = [np.array(example.labels)[1:] != IGNORED for example in examples]
+    bits = token_bits(
+        model,
+        [np.array(example.input_ids) for example in examples],
+        first_tokens=[int(mask.argmax()) + 1 for mask in learned],
+        progress=progress,
+    )
     of_examples = np.array([of_tokens[mask].sum() for of_tokens, mask in zip(bits, learned, strict=True)])
     sizes = np.array([len(example.completion.encode()) for example in examples])
     loss = float(of_examples.sum() * math.log(2) / sum(mask.sum() for mask in learned))

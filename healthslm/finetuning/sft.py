@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -108,15 +109,15 @@ def finetune(options: FinetuneOptions) -> None:
         evaluation = _Evaluation(tokenizer, validation, options, context)
         before = evaluation.measure(model)
         trainer = _make_trainer(model, tokenizer, training, validation, options, context)
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         with naming_full_disk(options.output):
             trainer.train(resume_from_checkpoint=_checkpoint(options) if options.resume else None)
-        seconds = time.perf_counter() - started
+        seconds, computed = time.perf_counter() - started, time.process_time() - computed
         model = trainer.model
         metrics = facts | {
             "method": options.method,
             "trained_weights": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            "training": _describe_training(trainer, seconds),
+            "training": _describe_training(trainer, seconds, computed),
             "validation": evaluation.compare(before, model),
             "seed": options.seed,
             "options": _plain(asdict(options)),
@@ -197,7 +198,7 @@ class _Evaluation:
         """The metrics of `measure_completions`, and the completions that the model writes."""
         if not self.examples:
             return {}
-        model.eval()
+        model = _base_of(model).eval()  # with the adapter's layers in it
         found = measure_completions(model, self.examples, progress=True)
         if self.to_complete:
             found["written"] = write_completions(
@@ -245,7 +246,9 @@ def _quiet() -> Iterator[None]:
     for found in loggers:
         found.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that the libraries themselves pass on
+            yield
     finally:
         for found, level in zip(loggers, levels, strict=True):
             found.setLevel(level)
@@ -490,7 +493,7 @@ def _check_disk(model: PreTrainedModel | PeftModel, options: FinetuneOptions) ->
         raise UserError(f"{options.output}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB")
 
 
-def _describe_training(trainer: SFTTrainer, seconds: float) -> dict[str, Any]:
+def _describe_training(trainer: SFTTrainer, seconds: float, computed: float) -> dict[str, Any]:
     state, training = trainer.state, trainer.train_dataset
     losses = [record["loss"] for record in state.log_history if "loss" in record]
     evaluations = [
@@ -503,6 +506,7 @@ def _describe_training(trainer: SFTTrainer, seconds: float) -> dict[str, Any]:
         "sequences": len(training),
         "tokens": round(tokens),
         "seconds": round(seconds, 1),
+        "processor_seconds": round(computed, 1),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "best_step": state.best_global_step,
