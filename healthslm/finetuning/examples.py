@@ -103,6 +103,7 @@ def read_examples(
     if not rows:
         raise UserError(f"{name}: no examples")
     read = _reader(options, *rows[0])
+    read(tokenizer, *rows[0])  # whose errors name the first row
     random.Random(options.seed).shuffle(rows)
     examples: list[Example] = []
     lengths: list[int] = []

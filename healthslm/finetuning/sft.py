@@ -67,7 +67,7 @@ from transformers import AutoTokenizer
 
 folder = "path/to/this/folder"
 model = {opener}.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 prompt = {prompt}
 inputs = tokenizer(prompt, return_tensors="pt")
 written = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
