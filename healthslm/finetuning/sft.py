@@ -543,7 +543,7 @@ def _save(
 
 
 def _save_whole(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))  # PEFT takes no Path
     tokenizer.save_pretrained(folder)
 
 
