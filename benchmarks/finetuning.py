@@ -2,8 +2,9 @@
 
     python benchmarks/finetuning.py --model . --context 1024
 
-Each method runs in a process of its own: one step on `--micro-batch-size` sequences of `--context` tokens, with a loss on
-every token. Memory is the peak of the process minus what it took after importing the libraries: the median of `--runs`.
+Each method runs in a process of its own: one step on `--micro-batch-size` sequences of `--context` tokens, with a loss
+on every token. Memory is the peak of the process minus what it took after importing the libraries: the median of
+`--runs`.
 """
 
 import argparse

@@ -25,7 +25,11 @@ from healthslm.tokenization.encoding import encode_texts, separator_id
 IGNORED = -100
 
 Row = Mapping[str, Any]
-Reader = Callable[[PreTrainedTokenizerBase, str, Row], "Example | None"]
+Chat = list[dict[str, Any]]
+Content = tuple[str, str] | Chat
+"""What a row has to learn: prompt and completion, or a chat."""
+Extract = Callable[[str, Row], Content | None]
+"""Finds it in a row, whose place is named in errors."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +99,29 @@ def read_examples(
     """
     name = " ".join(patterns)
     sources = [source.location for source in find_sources(list(patterns))]
-    rows = [
-        (f"{source}: row {number:,}", row)
-        for source in sources
-        for number, row in enumerate(read_rows(source), start=1)
-    ]
-    if not rows:
-        raise UserError(f"{name}: no examples")
-    read = _reader(options, *rows[0])
-    read(tokenizer, *rows[0])  # whose errors name the first row
-    random.Random(options.seed).shuffle(rows)
+    extract: Extract | None = None
+    contents: list[tuple[str, Content]] = []
+    skipped = 0
+    for source in sources:
+        for number, row in enumerate(read_rows(source), start=1):
+            place = f"{source}: row {number:,}"
+            extract = extract or _extractor(options, place, row)
+            content = extract(place, row)
+            if content is None:
+                skipped += 1
+            else:
+                contents.append((place, content))
+    if not contents:
+        raise UserError(f"{name}: no examples: in {skipped:,} rows, prompt or completion is empty")
+    random.Random(options.seed).shuffle(contents)
     examples: list[Example] = []
     lengths: list[int] = []
-    skipped = 0
-    for place, row in rows:
+    for place, content in contents:
         if len(examples) == count:
             break
-        example = read(tokenizer, place, row)
-        if example is None:
-            skipped += 1
-            continue
+        example = (
+            _encode_pair(tokenizer, *content) if isinstance(content, tuple) else _encode_chat(tokenizer, place, content)
+        )
         lengths.append(len(example.input_ids))
         if any(label != IGNORED for label in example.labels[:context]):
             examples.append(_cut(example, tokenizer, context) if lengths[-1] > context else example)
@@ -125,7 +132,7 @@ def read_examples(
             f"longest has {max(lengths):,}): shorten them, or cut them at their end with --truncate"
         )
     if not examples:
-        raise UserError(f"{name}: no examples: in {len(rows):,} rows, prompt or completion is empty")
+        raise UserError(f"{name}: no examples: cut to the context of {context:,} tokens, none has a completion")
     return Examples(examples, sources, skipped, too_long)
 
 
@@ -135,8 +142,8 @@ def _cut(example: Example, tokenizer: PreTrainedTokenizerBase, context: int) -> 
     return replace(example, input_ids=example.input_ids[:context], labels=labels, completion=completion)
 
 
-def _reader(options: FinetuneOptions, place: str, row: Row) -> Reader:
-    """The function that turns rows into examples, which the options or else the fields of the first row choose.
+def _extractor(options: FinetuneOptions, place: str, row: Row) -> Extract:
+    """The function that finds what to learn in a row, which the options or else the fields of the first row choose.
 
     Raises:
         UserError: The options name several kinds of data, or the row has none of the default fields.
@@ -162,34 +169,43 @@ def _reader(options: FinetuneOptions, place: str, row: Row) -> Reader:
                 "them with --prompt and --completion, --messages, or --text"
             )
     if messages is not None:
-        return partial(_read_chat, messages)
+        return partial(_extract_chat, messages)
     if text is not None:
-        return partial(_read_text, text, options.completion_after)
-    return partial(_read_pair, prompt or "", completion or "")
+        return partial(_extract_text, text, options.completion_after)
+    return partial(_extract_pair, prompt or "", completion or "")
 
 
-def _read_pair(
-    prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase, place: str, row: Row
-) -> Example | None:
-    return _encode_pair(tokenizer, _fill(prompt, place, row), _fill(completion, place, row))
+def _extract_pair(prompt: str, completion: str, place: str, row: Row) -> tuple[str, str] | None:
+    """Prompt and completion; None if one is empty."""
+    found = _fill(prompt, place, row), _fill(completion, place, row)
+    return found if all(text.strip() for text in found) else None
 
 
-def _read_text(
-    text: str, completion_after: str | None, tokenizer: PreTrainedTokenizerBase, place: str, row: Row
-) -> Example | None:
+def _extract_text(text: str, completion_after: str | None, place: str, row: Row) -> tuple[str, str] | None:
+    """Prompt and completion, or an empty prompt and the whole text; None if there is nothing to learn."""
     value = _fill(text, place, row)
     if completion_after is None:
-        return _encode_pair(tokenizer, "", value, needs_prompt=False)
+        return ("", value) if value.strip() else None
     before, mark, after = value.partition(completion_after)
-    return _encode_pair(tokenizer, before + mark, after) if before and mark else None
+    return (before + mark, after) if before.strip() and after.strip() else None
 
 
-def _encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, needs_prompt: bool = True
-) -> Example | None:
-    """None if there is nothing to learn or nothing to learn it from."""
-    if not completion.strip() or (needs_prompt and not prompt.strip()):
-        return None
+def _extract_chat(field: str, place: str, row: Row) -> Chat | None:
+    """The messages; None if the assistant says nothing."""
+    messages = _field(field, place, row)
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and isinstance(message.get("content"), str) and message.get("role")
+        for message in messages
+    ):
+        raise UserError(f"{place}: {field} is not a list of messages with role and content")
+    return messages if any(_answers(messages)) else None
+
+
+def _answers(messages: Chat) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+def _encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
     prompt_ids, completion_ids = encode_texts(tokenizer, [prompt, completion])
     prompt_ids = [*_start(tokenizer), *prompt_ids]
     completion_ids = [*completion_ids, separator_id(tokenizer)]
@@ -203,16 +219,7 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [first] if first == tokenizer.bos_token_id else []
 
 
-def _read_chat(field: str, tokenizer: PreTrainedTokenizerBase, place: str, row: Row) -> Example | None:
-    messages = _field(field, place, row)
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and isinstance(message.get("content"), str) and message.get("role")
-        for message in messages
-    ):
-        raise UserError(f"{place}: {field} is not a list of messages with role and content")
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    if not any(answers):
-        return None
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, place: str, messages: Chat) -> Example:
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; give the data as prompts and completions"
@@ -233,10 +240,10 @@ def _read_chat(field: str, tokenizer: PreTrainedTokenizerBase, place: str, row: 
             "give the data as prompts and completions"
         )
     labels = [token if learned else IGNORED for token, learned in zip(input_ids, mask, strict=True)]
-    question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-    if messages[-1]["role"] != "assistant":
-        question = ""
-    return Example(input_ids, labels, question, "\n".join(answers), answers[-1], len(before))
+    answers = _answers(messages)
+    is_answered = messages[-1]["role"] == "assistant"
+    questions = [message["content"] for message in messages if message["role"] == "user" and is_answered]
+    return Example(input_ids, labels, "".join(questions[-1:]), "\n".join(answers), answers[-1], len(before))
 
 
 def _fill(template: str, place: str, row: Row) -> str:
