@@ -66,7 +66,8 @@ def options(base: Path, output: Path, **more: Any) -> FinetuneOptions:
 def adapter(base: Path, files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter, merged too."""
     folder = tmp_path_factory.mktemp("runs") / "adapter"
-    sft.finetune(options(base, folder, **files, merge=True, generate=2, max_new_tokens=5))
+    more = {"merge": True, "generate": 2, "max_new_tokens": 5, "report_to": "tensorboard"}
+    sft.finetune(options(base, folder, **files, **more))
     return folder
 
 
@@ -180,7 +181,7 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(adapter):
 def test_the_output_has_a_card_and_nothing_of_the_run(adapter):
     assert {path.name for path in adapter.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "merged", "metrics.json"),
-        *("README.md", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "tensorboard", "tokenizer.json", "tokenizer_config.json"),
     }
     metrics, card = json.loads((adapter / "metrics.json").read_text()), (adapter / "README.md").read_text()
     assert f"{metrics['validation']['after']['bits_per_byte']:.3f}" in card
@@ -188,6 +189,7 @@ def test_the_output_has_a_card_and_nothing_of_the_run(adapter):
     assert "AutoPeftModelForCausalLM" in card
     assert "AutoPeftModelForCausalLM" not in (adapter / "merged/README.md").read_text()
     assert metrics["validation"]["rouge"]["examples"] == 2
+    assert list((adapter / "tensorboard").glob("events.*"))
 
 
 class _Stop(TrainerCallback):
@@ -331,7 +333,7 @@ def test_cut_examples_are_counted_and_what_is_left_without_a_completion_is_dropp
         read_examples(asked.data, asked, tokenizer, 20, None)
     asked.truncate = True
     found = read_examples(asked.data, asked, tokenizer, 20, None)
-    assert (len(found), found.truncated) == (2, 2)
+    assert (len(found), found.truncated, found.dropped) == (2, 1, 1)
     assert {example.completion for example in found.examples} == {"d" * 16, " even."}
 
 

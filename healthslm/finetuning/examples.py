@@ -59,6 +59,8 @@ class Examples:
     """Rows without a prompt or completion."""
     truncated: int
     """Examples that were cut to the context."""
+    dropped: int
+    """Examples that would lose their whole completion by that."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -75,6 +77,7 @@ class Examples:
             "completion_tokens": sum(label != IGNORED for example in self.examples for label in example.labels),
             "skipped": self.skipped,
             "truncated": self.truncated,
+            "dropped": self.dropped,
             "sha256": checksum.hexdigest(),
         }
 
@@ -116,6 +119,7 @@ def read_examples(
     random.Random(options.seed).shuffle(contents)
     examples: list[Example] = []
     lengths: list[int] = []
+    dropped = 0
     for place, content in contents:
         if len(examples) == count:
             break
@@ -125,6 +129,8 @@ def read_examples(
         lengths.append(len(example.input_ids))
         if any(label != IGNORED for label in example.labels[:context]):
             examples.append(_cut(example, tokenizer, context) if lengths[-1] > context else example)
+        else:
+            dropped += 1
     too_long = sum(length > context for length in lengths)
     if too_long and not options.truncate:
         raise UserError(
@@ -133,7 +139,7 @@ def read_examples(
         )
     if not examples:
         raise UserError(f"{name}: no examples: cut to the context of {context:,} tokens, none has a completion")
-    return Examples(examples, sources, skipped, too_long)
+    return Examples(examples, sources, skipped, too_long - dropped, dropped)
 
 
 def _cut(example: Example, tokenizer: PreTrainedTokenizerBase, context: int) -> Example:

@@ -38,6 +38,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import cached_file
@@ -57,7 +58,8 @@ from healthslm.training.precision import computes_in_bf16
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE, RUN_FILE, CHECKPOINTS, MERGED = "metrics.json", "run.json", "checkpoints", "merged"
+METRICS_FILE, RUN_FILE = "metrics.json", "run.json"
+CHECKPOINTS, MERGED, TENSORBOARD = "checkpoints", "merged", "tensorboard"
 LEARNING_RATES = {"lora": 1e-3, "qlora": 1e-3, "full": 1e-4}
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "healthslm")
@@ -392,12 +394,16 @@ def _make_trainer(
         logging_first_step=True,
         logging_steps=0.02,
         logging_nan_inf_filter=False,
-        report_to=options.report_to,
+        report_to="none" if options.report_to == "tensorboard" else options.report_to,
         run_name=options.output.name,
         seed=options.seed,
         dataloader_pin_memory=False,
     )
     callbacks: list[TrainerCallback] = []
+    if options.report_to == "tensorboard":  # whose files would end with the checkpoints
+        from torch.utils.tensorboard import SummaryWriter
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(options.output / TENSORBOARD)))
     if validation is not None and options.patience is not None:
         callbacks.append(EarlyStoppingCallback(options.patience))
     trainer = CompletionTrainer(
@@ -535,6 +541,8 @@ def _save(
     with replacing(options.output) as folder:
         folder.mkdir()
         _save_whole(model, tokenizer, folder)
+        if (options.output / TENSORBOARD).is_dir():
+            shutil.copytree(options.output / TENSORBOARD, folder / TENSORBOARD)
         write_json(folder / METRICS_FILE, metrics)
         write_card(folder, _card(options, source, metrics, is_adapter=options.method != "full"))
         if options.merge and options.method != "full":
@@ -604,8 +612,9 @@ def _results(metrics: Mapping[str, Any]) -> list[Result]:
 def _report(name: str, found: Examples) -> None:
     facts = found.describe()
     logger.info(
-        "%s: %s examples, %s tokens, %s of them to learn; %s rows skipped, %s examples cut",
-        *(name, *(f"{facts[key]:,}" for key in ("examples", "tokens", "completion_tokens", "skipped", "truncated"))),
+        "%s: %s examples (%s of them cut), %s tokens, %s of them to learn; %s rows skipped, %s examples dropped",
+        name,
+        *(f"{facts[key]:,}" for key in ("examples", "truncated", "tokens", "completion_tokens", "skipped", "dropped")),
     )
 
 
