@@ -3,25 +3,47 @@
     python benchmarks/finetuning.py --model . --context 1024
 
 Each method runs in a process of its own: one step on `--micro-batch-size` sequences of `--context` tokens, with a loss
-on every token. Memory is the peak of the process minus what it took after importing the libraries: the median of
-`--runs`.
+on every token. Memory is the peak of the process minus what it took after importing the libraries, without pages of
+files: the median of `--runs`. Linux only.
 """
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 METHODS = ("full", "lora", "qlora")
 
 
-def peak_bytes() -> int:
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+def anonymous_bytes() -> int:
+    """Memory of this process without the pages of files, such as those of libraries, which come and go."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+
+@contextmanager
+def watching_memory() -> Iterator[list[int]]:
+    """Yield a list whose only number is the peak of the block so far, from a sample every millisecond."""
+    peak, done = [anonymous_bytes()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], anonymous_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
 
 
 def measure(method: str, arguments: argparse.Namespace) -> None:
@@ -41,21 +63,21 @@ def measure(method: str, arguments: argparse.Namespace) -> None:
         text = tokenizer.decode(tokens)
         rows = [json.dumps({"text": text})] * arguments.micro_batch_size
         data.write_text("\n".join(rows), encoding="utf-8")
-        before = peak_bytes()
-        sft.finetune(
-            FinetuneOptions(
-                model=arguments.model,
-                data=[str(data)],
-                output=Path(folder, "run"),
-                method=method,
-                context=arguments.context,
-                truncate=True,
-                batch_size=arguments.micro_batch_size,
-                micro_batch_size=arguments.micro_batch_size,
-                device="cpu",
-            )
+        options = FinetuneOptions(
+            model=arguments.model,
+            data=[str(data)],
+            output=Path(folder, "run"),
+            method=method,
+            context=arguments.context,
+            truncate=True,
+            batch_size=arguments.micro_batch_size,
+            micro_batch_size=arguments.micro_batch_size,
+            device="cpu",
         )
-    print(f"peak {(peak_bytes() - before) / 1e6:.0f}")
+        before = anonymous_bytes()
+        with watching_memory() as peak:
+            sft.finetune(options)
+    print(f"peak {(peak[0] - before) / 1e6:.0f}")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
+from networks import network
 from safetensors.torch import load_file
 from small_model import byte_tokenizer, small_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline
@@ -238,13 +239,13 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(adapter, ba
 
 
 def test_other_weights_under_the_same_name_are_not_resumed(base, files, tmp_path):
-    asked = options(base, tmp_path / "run", **files)
     facts = {"base": {"model": str(base), "sha256": "one"}, "data": {"training": {"sha256": "a"}, "validation": None}}
-    sft._start_or_match(asked, facts)
-    asked.resume = True
-    sft._start_or_match(asked, facts)
+    asked = options(base, tmp_path, **files)
+    sft.write_json(tmp_path / "run.json", sft._run_facts(asked, facts))
+    sft._check_resumed(asked, sft._run_facts(asked, facts))
+    other = facts | {"base": {"model": str(base), "sha256": "two"}}
     with pytest.raises(UserError, match="the base weights changed"):
-        sft._start_or_match(asked, facts | {"base": {"model": str(base), "sha256": "two"}})
+        sft._check_resumed(asked, sft._run_facts(asked, other))
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +271,8 @@ def test_gpt2_is_fine_tuned_too(gpt2, files, tmp_path, method):
 
 def test_a_model_that_mixes_packed_examples_is_refused(base, gpt2, tmp_path, monkeypatch):
     asked = options(base, tmp_path, data=[])
-    for folder in (base, gpt2):
-        sft._check_packing(load(folder), asked)
+    for separating in (load(base), load(gpt2), network("llama")):
+        sft._check_packing(separating, asked)
     model = load(gpt2)
     forward = model.forward
     model.forward = lambda position_ids, **inputs: forward(
@@ -390,6 +391,7 @@ def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_p
     monkeypatch.setattr(sft.CompletionTrainer, "train", lambda *arguments, **settings: pytest.fail("it trains"))
     with pytest.raises(UserError, match=message):
         sft.finetune(options(base, tmp_path / "run", **files, **more))
+    assert not list(tmp_path.rglob("run.json"))  # with the right options it starts
 
 
 def test_an_adapter_is_trained_on_weights_in_4_bits_and_merged_into_the_whole_ones(files, tokenizer, tmp_path):

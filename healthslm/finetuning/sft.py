@@ -105,12 +105,15 @@ def finetune(options: FinetuneOptions) -> None:
             "base": {"model": source, "sha256": weights_sha256(source)},
             "data": {"training": training.describe(), "validation": validation and validation.describe()},
         }
-        _start_or_match(options, facts)
+        run = _run_facts(options, facts)
+        if options.resume:
+            _check_resumed(options, run)
         model = _add_adapter(model, options)
         _check_disk(model, options)
         evaluation = _Evaluation(tokenizer, validation, options, context)
         before = evaluation.measure(model)
         trainer = _make_trainer(model, tokenizer, training, validation, options, context)
+        write_json(options.output / RUN_FILE, run)  # when all checks have passed
         started, computed = time.perf_counter(), time.process_time()
         with naming_full_disk(options.output):
             trainer.train(resume_from_checkpoint=_checkpoint(options) if options.resume else None)
@@ -446,34 +449,32 @@ def _check_output(options: FinetuneOptions) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def _start_or_match(options: FinetuneOptions, facts: Mapping[str, Any]) -> None:
-    """Write what the run depends on, or compare a resumed run with it.
-
-    Raises:
-        UserError: The base model, the data or an option that affects the result is another one.
-    """
+def _run_facts(options: FinetuneOptions, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result of a run depends on."""
     affecting = {field.name for field in fields(options) if field.metadata.get("affects_result", True)}
     chosen = {name: value for name, value in _plain(asdict(options)).items() if name in affecting}
-    file = options.output / RUN_FILE
-    now = {
+    return {
         "options": chosen | {"model": facts["base"]["model"]},
         "base weights": facts["base"]["sha256"],
         "training data": facts["data"]["training"]["sha256"],
         "validation data": (facts["data"]["validation"] or {}).get("sha256"),
     }
-    if not options.resume:
-        write_json(file, now)
-        return
-    before = read_json(file)
+
+
+def _check_resumed(options: FinetuneOptions, run: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        OptionError: An option that affects the result differs from the one of the run.
+        UserError: The base model or the data do.
+    """
+    before = read_json(options.output / RUN_FILE)
     for name, value in before["options"].items():
-        if now["options"].get(name) != value:
-            problem = f"the run was started with {value!r}, not {now['options'].get(name)!r}: resume it with the same"
-            raise OptionError(name, problem)
+        now = run["options"].get(name)
+        if now != value:
+            raise OptionError(name, f"the run was started with {value!r}, not {now!r}: resume it with the same")
     for name in ("base weights", "training data", "validation data"):
-        if now[name] != before[name]:
-            raise UserError(
-                f"{options.output}: the {name} changed since the run was started (SHA-256): start a new run"
-            )
+        if run[name] != before[name]:
+            raise UserError(f"{options.output}: the {name} changed since the run was started: start a new run")
 
 
 def _checkpoint(options: FinetuneOptions) -> str | None:
