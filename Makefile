@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # for signals, options, pages and pairs of terms, which use them without depending on their version.
 FLOOR := build/floor
 FLOOR_EXCEPT = $(addprefix tests/test_,interruption.py command_line.py release.py minimal_pairs.py)
-FLOOR_TESTS = $(filter-out $(FLOOR_EXCEPT),$(shell grep -lE '^ *(from|import) (torch|transformers|accelerate|networks|small_model|healthslm.training)' \
+FLOOR_TESTS = $(filter-out $(FLOOR_EXCEPT),$(shell grep -lE '^ *(from|import) (torch|transformers|accelerate|tiny_models|healthslm.training)' \
 	tests/test_*.py))
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
-demo: $(INSTALLED)  ## the whole path on the embedded sample, from PubMed XML to generated text: some minutes
+demo: $(INSTALLED)  ## run every stage on the embedded sample, from PubMed XML to generated text: some minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh build/demo
 
 notebook: $(INSTALLED)  ## run the notebook on the released model and store what it gives

@@ -12,8 +12,8 @@ CPU, with AdamW, matrix products in bf16 (fp32 on processors without bf16) and w
 
 The other three get `input_ids`, `labels` and `position_ids` that restart at every document. Llama masks documents from
 each other by them if it uses no cache, which is Trainer's default too. Llama shifts labels within a sequence, so it
-learns from one token fewer per sequence; otherwise the losses must agree. A step has one micro-batch. Each contender
-runs in its own process, all of them in every round. The columns of the table, which is in Markdown:
+learns from one token fewer per sequence; apart from that, the losses must agree. A step has one micro-batch. Each
+contender runs in its own process, all of them in every round. The columns of the Markdown table:
 
     tokens/s            median over the rounds with the slowest and the fastest, without the first step
     of the peak         floating-point operations per second, divided by those of the best matrix product

@@ -10,16 +10,15 @@ of fields of type `Path`, and any text that begins with `./` or `../`, which bec
 `model: ../runs/a/best` is a folder wherever the command is started, and `model: openai-community/gpt2` is a name.
 """
 
-import dataclasses
-import difflib
 import inspect
 import json
 import os
 import re
 import typing
-from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +27,7 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import register_type
 
-from healthslm.errors import UsageError
+from healthslm.errors import UsageError, UserError, unknown
 from healthslm.options import OptionError
 
 Options = TypeVar("Options")
@@ -43,22 +42,34 @@ def parse(
         UsageError: An option is unknown, missing or has a value that it can't have; the message names it.
     """
     parser = _make_parser(options_class, command, summary)
+    types, groups = typing.get_type_hints(options_class), _group(options_class, arguments)
     try:
-        values = vars(parser.parse_args(_spell_out(options_class, arguments)))
+        values = vars(parser.parse_args(_spell_out(types, groups)))
     except (ArgumentError, UnicodeDecodeError) as error:
-        raise UsageError(_explain(str(error), options_class, arguments)) from error
+        raise UsageError(_explain(" ".join(str(error).split()), types, groups)) from error
     del values["recipe"]
-    with naming_options(arguments):
+    with naming_options(options_class, arguments):
         return options_class(**values)
 
 
 @contextmanager
-def naming_options(arguments: Sequence[str]) -> Iterator[None]:
-    """Raise an OptionError in the block as a UsageError that names the option as the user wrote it."""
+def naming_options(options_class: type, arguments: Sequence[str]) -> Iterator[None]:
+    """Name the options to change, as the user wrote them, if the block finds one invalid or a GPU's memory too small.
+
+    Raises:
+        UsageError: The block raised an OptionError.
+        UserError: A GPU ran out of memory.
+    """
     try:
         yield
     except OptionError as error:
-        raise UsageError(f"{_place(error.name, arguments)}: {error.problem}") from error
+        raise UsageError(f"{_place(error.name, _group(options_class, arguments))}: {error.problem}") from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
+            raise
+        cures = [f"lower {as_flag(field.name)}" for field in fields(options_class) if field.metadata.get("memory")]
+        cures += ["use --device cpu"] if hasattr(options_class, "device") else []
+        raise UserError(f"out of GPU memory: {' or '.join(cures or ['close other programs that use it'])}") from error
 
 
 def as_flag(name: str) -> str:
@@ -122,63 +133,58 @@ def _read_path(text: str, start: Path) -> Path:
     return path.relative_to(start) if path.is_relative_to(start) else path
 
 
-def _spell_out(options_class: type, arguments: Sequence[str]) -> list[str]:
-    """The arguments as jsonargparse reads them: lists as JSON, switches with a value, the recipe before the others."""
-    types = typing.get_type_hints(options_class)
-    fields = dataclasses.fields(options_class)
-    positional = [as_flag(field.name) for field in fields if field.metadata.get("positional")]
+def _group(options_class: type, arguments: Sequence[str]) -> list[list[str]]:
+    """The arguments by option, the recipe first: `--steps=3 --recipe A` is [["--recipe", "A"], ["--steps", "3"]]."""
+    positional = [as_flag(field.name) for field in fields(options_class) if field.metadata.get("positional")]
     groups: list[list[str]] = []
     for argument in arguments:
         if argument.startswith("--") or argument == "-h":
-            groups.append([argument])
+            groups.append(argument.split("=", 1))
         elif groups:
             groups[-1].append(argument)
         else:
             groups.append([*positional, argument])
-    for group in groups:
-        kind = types.get(group[0].removeprefix("--").replace("-", "_"))
+    return sorted(groups, key=lambda group: group[0] != "--recipe")
+
+
+def _spell_out(types: dict[str, Any], groups: list[list[str]]) -> list[str]:
+    """The arguments as jsonargparse reads them: lists as JSON, and switches with a value."""
+    arguments: list[str] = []
+    for flag, *values in groups:
+        kind = types.get(flag.removeprefix("--").replace("-", "_"))
         parts = (kind, *typing.get_args(kind))
         if any(typing.get_origin(part) in (list, tuple) for part in parts):
-            group[:] = [f"{group[0]}={json.dumps(group[1:])}"]
-        elif bool in parts and len(group) == 1:
-            group.append("true")
-    return [text for group in sorted(groups, key=lambda group: not group[0].startswith("--recipe")) for text in group]
+            values = [json.dumps(values)]
+        elif bool in parts and not values:
+            values = ["true"]
+        arguments += [f"{flag}={values[0]}", *values[1:]] if values and flag.startswith("--") else [flag, *values]
+    return arguments
 
 
-def _explain(problem: str, options_class: type, arguments: Sequence[str]) -> str:
-    """What jsonargparse found wrong, in one line that names the option as the user wrote it."""
-    types = typing.get_type_hints(options_class)
-    if unknown := re.search(r"unrecognized arguments: (--[^ =]+)", problem):
-        return _unknown(unknown[1], ["--recipe", *map(as_flag, types)])
-    if unknown := re.search(r"Option '(.+?)' is not accepted", problem):
-        return f"{_recipe(arguments)}: {_unknown(unknown[1], types)}"
-    if required := re.search(r"arguments are required: (.+)", problem):
-        return "missing: " + " ".join(map(as_flag, required[1].split(", ")))
-    invalid = re.match(r'Parser key "(\w+)"', problem)
-    if invalid and invalid[1] in types:
-        kind = re.sub(r"([a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(types[invalid[1]]))
-        value = "".join(re.findall(r"value: (.*)", problem)[-1:])
-        return f"{_place(invalid[1], arguments)}: expected {kind}" + (f", got {value}" if value else "")
-    if of_command_line := re.fullmatch(r"argument (--.*)|(unrecognized arguments: .*)", problem):
-        return of_command_line[1] or of_command_line[2]
-    problem = re.sub(r'Parser key "recipe":\s|in "<unicode string>", ', "", problem)
-    problem = re.sub(r"(?s)Unexpected config: .*", "expected lines `option: value`", problem)
-    problem = problem.replace("Problems parsing config", "not valid YAML")
-    return " ".join(f"{_recipe(arguments)}: {problem}".split())
+def _explain(problem: str, types: dict[str, Any], groups: list[list[str]]) -> str:
+    """Reword what jsonargparse found wrong, and name the option as the user wrote it."""
+    if found := re.match(r"unrecognized arguments: (--[^ =]+)", problem):
+        return unknown("option", found[1], ["--recipe", *map(as_flag, types)])
+    if found := re.match(r"Option '(.+)' is not accepted", problem):
+        return f"{_recipe(groups)}: {unknown('option', found[1], types)}"
+    if found := re.match(r"the following arguments are required: (.+)", problem):
+        return "missing: " + " ".join(map(as_flag, found[1].split(", ")))
+    if found := re.match(r'Parser key "(?!recipe")(\w+)"(?:.*value: (.*))?', problem):
+        kind = re.sub(r"\b[a-z_]+\.", "", inspect.formatannotation(types[found[1]]))
+        return f"{_place(found[1], groups)}: expected {kind}" + (f", got {found[2]}" if found[2] else "")
+    if found := re.match(r"(?:argument )?(--.*|unrecognized arguments: .*)", problem):
+        return found[1]
+    problem = re.sub(r'Parser key "recipe": |in "<unicode string>", ', "", problem)
+    problem = re.sub(r"Unexpected config:.*", "expected lines `option: value`", problem)
+    return f"{_recipe(groups)}: {problem.replace('Problems parsing config', 'not valid YAML')}"
 
 
-def _place(name: str, arguments: Sequence[str]) -> str:
+def _place(name: str, groups: list[list[str]]) -> str:
     """Where the user gave an option: on the command line, or in the recipe."""
-    flag, recipe = as_flag(name), _recipe(arguments)
-    on_command_line = not recipe or any(argument.partition("=")[0] == flag for argument in arguments)
-    return flag if on_command_line else f"{recipe}: {name}"
+    flag, recipe = as_flag(name), _recipe(groups)
+    return f"{recipe}: {name}" if recipe and flag not in [group[0] for group in groups] else flag
 
 
-def _recipe(arguments: Sequence[str]) -> str:
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?", default="", const="")
-    return parser.parse_known_args(arguments)[0].recipe
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    return f"unknown option {name!r}, did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+def _recipe(groups: list[list[str]]) -> str:
+    """The last recipe that the user gave, or an empty text."""
+    return ["", *(group[1] for group in groups if group[0] == "--recipe" and len(group) > 1)][-1]

@@ -4,22 +4,20 @@ This module imports nothing that takes time. A command imports its options to re
 right, so that `--help` and usage errors are quick.
 """
 
-import dataclasses
-import difflib
 import errno
 import importlib
-import importlib.metadata
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from importlib.metadata import distributions
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from healthslm.errors import Stopped, UsageError, UserError
+from healthslm.errors import Stopped, UsageError, UserError, unknown
 
 STOPPED = 75
 """Exit status of a run that was stopped on request and can be resumed: EX_TEMPFAIL of sysexits.h."""
@@ -107,6 +105,12 @@ COMMANDS = {
         "healthslm.finetuning.sft:finetune",
         "healthslm.finetuning.options:FinetuneOptions",
     ),
+    "quantize": Command(
+        "Compare a model's size, loss and speed in fp32, bf16, int8, nf4 and int4, or save it in one of them",
+        "--model runs/NAME/best --data corpus/validation (or: --precisions nf4 --save NAME-nf4)",
+        "healthslm.evaluation.quantize:quantize",
+        "healthslm.evaluation.options:QuantizationOptions",
+    ),
     "generate": Command(
         "Generate text with a model",
         '--model runs/NAME/best --prompt "Aspirin and the risk of"',
@@ -119,15 +123,14 @@ COMMANDS = {
 def main(name: str | None = None) -> None:
     """Run the command of this name, by default the one that the first argument names, with the other arguments."""
     arguments = sys.argv[1:]
-    if name is None:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            with reporting_errors():
-                print(_overview())
+    with reporting_errors():
+        if name is None:
+            name, *arguments = arguments or ["--help"]
+        if name in ("-h", "--help"):
+            print(_overview())
             return
-        name, *arguments = arguments
         if name not in COMMANDS:
-            nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
-            _exit(f"error: unknown command {name!r}, did you mean {nearest!r}? (see --help)", 2)
+            raise UsageError(unknown("command", name, COMMANDS))
     command = COMMANDS[name]
     summary = f"{command.summary}: healthslm {name} {command.example}"
     run(command.function, command.options, arguments, f"healthslm {name}", summary)
@@ -161,7 +164,7 @@ def run(
 
             options = parse(_find(options_class), given, command, summary)
             call = _find(function)
-        with naming_options(given), _naming_memory_options(options):
+        with naming_options(type(options), given):
             call(options)
 
 
@@ -203,10 +206,8 @@ def _ending_on_interrupt() -> Iterator[None]:
         os._exit(130)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored, as in a shell's background job
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
+    if before is signal.default_int_handler:  # otherwise it is ignored, as in a shell's background job
+        signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:
@@ -231,28 +232,11 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "healthslm"):
         raise error
-    wanted, requirements = package.replace("_", "-").lower(), []
-    with suppress(importlib.metadata.PackageNotFoundError):  # healthslm itself is on the path, but not installed
-        requirements = importlib.metadata.requires("healthslm") or []
-    for requirement in requirements:
-        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        if extra and re.match(rf"{re.escape(wanted)}\b(?!-)", requirement.replace("_", "-").lower()):
-            return f"{package} is not installed; in the repository, pip install -e '.[{extra[1]}]' installs it"
-    return f"{package} is not installed"
-
-
-@contextmanager
-def _naming_memory_options(options: Any) -> Iterator[None]:
-    """Raise a GPU's lack of memory as a UserError that names the options to lower."""
-    try:
-        yield
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
-            raise
-        fields = dataclasses.fields(options)
-        ways = [f"lower --{field.name.replace('_', '-')}" for field in fields if field.metadata.get("memory")]
-        ways += ["use --device cpu" for field in fields if field.name == "device"]
-        raise UserError(f"out of GPU memory: {' or '.join(ways or ['close other programs that use it'])}") from error
+    # There is no distribution if healthslm itself is on the path, but not installed.
+    requirements = "\n".join(line for found in distributions(name="healthslm") for line in found.requires or ())
+    extra = re.search(rf"(?im)^{package.replace('_', '[_-]')}\b(?!-).*extra == .(\w+)", requirements)
+    cure = f"; in the repository, pip install -e '.[{extra[1]}]' installs it" if extra else ""
+    return f"{package} is not installed{cure}"
 
 
 def _exit(message: str, status: int) -> NoReturn:

@@ -1,5 +1,6 @@
-"""Markdown documents from Jinja templates, with filters for numbers and table cells."""
+"""Markdown documents from Jinja templates, with filters for numbers and text."""
 
+import re
 from typing import Any
 
 import jinja2
@@ -8,7 +9,8 @@ import jinja2
 def environment(package: str) -> jinja2.Environment:
     """The environment of the templates in the folder `templates` of a package.
 
-    Filters: `count` (1,234), `percent` (12.3%), `interval` (0.10 to 0.20) and `cell` (text for a table).
+    Filters: `count` (1,234), `percent` (12.3%), `interval` (0.10 to 0.20) and `text` (text that Markdown shows
+    unchanged, on one line).
     """
     found = jinja2.Environment(
         loader=jinja2.PackageLoader(package),
@@ -18,7 +20,7 @@ def environment(package: str) -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    found.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "interval": _interval, "cell": _cell}
+    found.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "interval": _interval, "text": _text}
     return found
 
 
@@ -32,5 +34,5 @@ def _interval(ends: list[float] | None, form: str) -> str:
     return "too few documents" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _text(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))

@@ -46,6 +46,9 @@ class Range:
 Device = Literal["auto", "cpu", "cuda"]
 """Where a model runs: "auto" is the GPU if there is one, otherwise the CPU."""
 
+Precision = Literal["fp32", "bf16", "int8", "nf4", "int4"]
+"""The type of a saved model's weights, see `healthslm.quantization`."""
+
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
 NonNegativeFloat = Annotated[float, Range(at_least=0)]

@@ -1,9 +1,11 @@
-"""Plots with one look for the whole library, drawn from results that were computed elsewhere.
+"""All plots of the library, with one look, drawn from results that were computed elsewhere.
 
-An image depends neither on the user's Matplotlib settings nor on the time or the versions of the software.
+This is the only module that uses Matplotlib. An image depends neither on the user's Matplotlib settings nor on the
+time or the versions of the software.
 """
 
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from healthslm.files import replacing
 
 # Okabe and Ito, "Color Universal Design", 2008: colors that people with any color vision can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
+THOUSANDS = "{x:,.0f}"
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,11 +42,13 @@ RATES = {
 }
 XZ = {"together": "all texts as one stream", "alone": "each text separately"}
 
+Figures = dict[str, Figure]
+"""Figures by their file names."""
 Results = dict[str, dict[str, Any]]
 """The result of each metric of `healthslm.evaluation.metrics`, by its name."""
 
 
-def write_figures(folder: Path, draw: Callable[[], dict[str, Figure]]) -> None:
+def write_figures(folder: Path, draw: Callable[[], Figures]) -> None:
     """Draw figures in the library's style and write them as PNG images.
 
     Args:
@@ -80,7 +86,7 @@ def draw_training(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def draw_evaluation(results: Results, name: str) -> dict[str, Figure]:
+def draw_evaluation(results: Results, name: str) -> Figures:
     """The figures of an evaluation by their file names.
 
     Args:
@@ -179,3 +185,95 @@ def _draw_dots(ax: Axes, rows: Iterable[tuple[str, dict[str, Any]]], highlighted
     ax.margins(x=0.1)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="x")
+
+
+def draw_documents_and_bytes(rows: Sequence[tuple[str, int, int]]) -> Figure:
+    """Bars of documents and bars of bytes, side by side.
+
+    Args:
+        rows: Name, documents and bytes of each bar.
+    """
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(rows)))
+    left, right = figure.subplots(1, 2, sharey=True)
+    names, documents, num_bytes = zip(*rows, strict=True)
+    for ax, values, colour, label, ticks, numbers in (
+        (left, documents, BLUE, "documents", THOUSANDS, "{:,.0f}"),
+        (right, num_bytes, VERMILION, "bytes of UTF-8 text", EngFormatter("B"), EngFormatter("B", places=1)),
+    ):
+        bars = ax.barh(range(len(rows)), values, color=colour)
+        ax.bar_label(bars, fmt=numbers, padding=3, fontsize=8)
+        ax.set_xlim(0, max(values) * 1.3)
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_formatter(ticks)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.grid(axis="x")
+    left.set_yticks(
+        range(len(rows)), ["\n".join(textwrap.wrap(name, 44, max_lines=2, placeholder=" …")) for name in names]
+    )
+    left.invert_yaxis()
+    right.tick_params(axis="y", left=False)
+    return figure
+
+
+def draw_years(years: dict[int, int]) -> Figure:
+    """Bars of documents by year of publication, on a log scale if they differ widely."""
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(xlabel="year of publication", ylabel="documents per year")
+    ax.bar(list(years), list(years.values()), width=0.9, color=BLUE)
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if max(years.values()) > 100 * min(years.values()):
+        ax.set(yscale="log", ylabel="documents per year (log scale)", ylim=(0.7, None))
+    ax.set_xlim(min(years) - 1, max(years) + 1)
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    ax.grid(axis="y")
+    return figure
+
+
+def draw_lengths(histograms: dict[str, np.ndarray], edges: np.ndarray) -> Figure:
+    """One stepped line per kind of text: the share of its documents by length, on a log scale.
+
+    Args:
+        histograms: Documents of each kind by length, (bins,) each, for at most six kinds.
+        edges: Of the bins, in bytes, (bins + 1,).
+    """
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(
+        xlabel="bytes of text per document (log scale)", ylabel="share of the kind's documents", xscale="log"
+    )
+    for (kind, counts), colour, style in zip(histograms.items(), COLOURS, LINE_STYLES, strict=False):
+        documents = counts.sum()
+        noun = "document" if documents == 1 else "documents"
+        label = f"{kind}: {documents:,} {noun}"
+        ax.stairs(counts / documents, edges, color=colour, linestyle=style, lw=1.8, label=label)
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    ax.grid()
+    ax.legend(frameon=False)
+    return figure
+
+
+def draw_tokens(histogram: np.ndarray, edges: np.ndarray, context: int) -> Figure:
+    """Bars of chunks by number of tokens, with a line at the context.
+
+    Args:
+        histogram: Chunks by number of tokens, (bins,); the last bin also counts all that are longer.
+        edges: Of the bins, in tokens, (bins + 1,), from 0 to twice the context.
+    """
+    longer = edges[:-1] > context
+    figure = Figure(figsize=(9, 4))
+    ax = figure.add_subplot(xlabel="tokens per chunk, with its separator", ylabel="chunks")
+    colours = np.where(longer, VERMILION, BLUE).tolist()
+    ax.bar(edges[:-1], histogram, np.diff(edges) * 0.92, align="edge", color=colours)
+    ax.axvline(context + 0.5, color="black", linestyle="--", lw=1)
+    label = f" context: {context:,} tokens\n longer: {histogram[longer].sum():,} chunks"
+    ax.annotate(label, (context, 1), xycoords=("data", "axes fraction"), va="top")
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set_xlim(0, 2 * context)
+    ticks = np.arange(9) * context / 4
+    ax.set_xticks(ticks, [*(f"{tick:,.0f}" for tick in ticks[:-1]), f"{2 * context:,}\nor more"])
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    ax.grid(axis="y")
+    return figure

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole path on the sample in sample/pubmed, without a network: scripts/demo.sh build/demo
-# Real PubMed files take the same commands, with configs/healthslm-15m.yaml for the recipe.
+# Run every stage on the sample in sample/pubmed, without a network: scripts/demo.sh build/demo
+# The same commands work on real PubMed files, with the recipe configs/healthslm-15m.yaml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder to write to}
 
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME="$(realpath -m "$out")/huggingface"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} # more threads slow so small a network down
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} # more threads slow down so small a model
 
 step() {
     printf '\n$ %s\n' "$(printf '%q ' "$@")"
@@ -23,13 +23,13 @@ step python scripts/generate.py --model "$out/run/best" --prompt "Effect of vita
 
 cat <<END
 
-That was gibberish, and it should be: a network of this size that has read sixty made-up citations has learnt how an
-abstract looks, not what is true. Nothing that a model of this project writes is medical advice.
+The generated text is gibberish, as expected: a model of this size, trained on sixty made-up citations, learns what an
+abstract looks like, not what is true. Nothing that a model of this project generates is medical advice.
 
-What lies in $out:
-  records/    the citations, one Parquet file for each XML file
-  signatures/ what is wrong with each of them, and keys by which copies are found
-  corpus/     the documents to train on, and report.json: what was read, kept and dropped, and why
+Files in $out:
+  records/    the citations, one Parquet file per XML file
+  signatures/ the reasons to drop a citation, and the keys that find duplicates
+  corpus/     the training documents, and report.json: what was read, kept and dropped, and why
   tokenizer/  a byte-level BPE of 1,000 tokens
   tokens/     the documents as arrays of tokens
   run/        config.yaml, metrics.jsonl, checkpoints/, and best/, the model:
@@ -38,7 +38,7 @@ What lies in $out:
   model = AutoModelForCausalLM.from_pretrained("$out/run/best", trust_remote_code=True)
   tokenizer = AutoTokenizer.from_pretrained("$out/run/best", trust_remote_code=True)
 
-The same on real files: get some by scripts/download_pubmed.py --output pubmed --files latest 3, then run the commands
-above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
+To train on real files, download some with scripts/download_pubmed.py --output pubmed --files latest 3, then run the
+commands above with --pubmed pubmed, --vocab-size 32000 and --recipe configs/healthslm-15m.yaml.
 docs/pipeline.md explains every stage.
 END

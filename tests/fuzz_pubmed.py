@@ -180,7 +180,7 @@ def insert(rng: random.Random, xml: bytes) -> bytes:
 
 
 def hide(rng: random.Random, xml: bytes) -> bytes:
-    """Put a piece into a comment or the like."""
+    """Put a piece into a comment, a CDATA section, a processing instruction or an element."""
     piece = rng.choice([span, element, element])(rng, xml)
     before, after = rng.choice([(b"<!--", b"-->"), (b"<![CDATA[", b"]]>"), (b"<?x ", b"?>"), (b"<i>", b"</i>")])
     return b"".join([xml[: piece.start], before, xml[piece], after, xml[piece.stop :]])
@@ -226,7 +226,7 @@ def make_file(seed: int, index: int, seeds: list[bytes]) -> tuple[str, bytes]:
     return (f"{index}.xml.gz", compress(rng, content)) if is_packed else (f"{index}.xml", content)
 
 
-# What should be read
+# Expected records
 
 
 class Rejected(Exception):
@@ -234,7 +234,7 @@ class Rejected(Exception):
 
 
 def expected_records(name: str, content: bytes) -> list[tuple]:
-    """What the standard library finds; raises Rejected or its own errors."""
+    """The records that the standard library finds. Raises Rejected or the library's own errors."""
     root = whole_document(gzip.decompress(content) if name.endswith(".gz") else content)
     return [record for child in root for record in expected_of_child(child)] or reject("no citations")
 
@@ -268,7 +268,7 @@ def expected(citation: Element) -> tuple:
         *pmid_and_version(citation.find("PMID")),
         False,
         "" if title is None or " ".join("".join(title.itertext()).split()) in NO_TITLE else letters(title),
-        [said for section, said in sections if said is None or "".join(section.itertext()).strip()],
+        [text for section, text in sections if text is None or "".join(section.itertext()).strip()],
     )
 
 
@@ -284,7 +284,7 @@ def reject(reason: str):
 
 
 def letters(text: Element | str) -> str | None:
-    """Only letters and digits, since signs are added to formulas; None for MathML, which has other text too."""
+    """Letters and digits only, because converting formulas adds signs. None for MathML, which has other text too."""
     if not isinstance(text, str):
         if any("math" in str(element.tag) for element in text.iter()):
             return None
@@ -299,8 +299,8 @@ def is_as_expected(record: dict, expected: tuple) -> bool:
         and (title is None or letters(record["title"]) == title)
         and len(record["sections"]) == len(sections)
         and all(
-            said is None or letters(section["text"]) == said
-            for section, said in zip(record["sections"], sections, strict=True)
+            text is None or letters(section["text"]) == text
+            for section, text in zip(record["sections"], sections, strict=True)
         )
     )
 
@@ -391,17 +391,17 @@ def main() -> None:
     seeds, outcomes, rejections = read_seeds(), Counter(), Counter()
     indices = range(options.first, options.first + options.files)
     results = examine_all(options.seed, indices, options.workers)
-    for index, outcome, words in tqdm(results, total=options.files, unit="file", mininterval=1):
+    for index, outcome, message in tqdm(results, total=options.files, unit="file", mininterval=1):
         outcomes[outcome] += 1
         if outcome == FINDING:
             name, content = make_file(options.seed, index, seeds)
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / name).write_bytes(content)
-            tqdm.write(f"{options.output / name}: {words}")
+            tqdm.write(f"{options.output / name}: {message}")
         elif outcome == STRICT:
-            rejections[re.sub(r"\d[\d,]*| on \w+", "…", re.split(" line |'", words)[0])] += 1
-    for words, count in rejections.most_common():
-        print(f"{count:,} {STRICT}: {words}")
+            rejections[re.sub(r"\d[\d,]*| on \w+", "…", re.split(" line |'", message)[0])] += 1
+    for message, count in rejections.most_common():
+        print(f"{count:,} {STRICT}: {message}")
     print(
         f"{sum(outcomes.values()):,} files: " + ", ".join(f"{n:,} {outcome}" for outcome, n in outcomes.most_common())
     )

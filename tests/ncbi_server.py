@@ -1,4 +1,4 @@
-"""A local server with the layout of NCBI's PubMed folders, and with the faults of real networks."""
+"""A local server with the layout of NCBI's PubMed folders, which can fail like real servers and networks."""
 
 import gzip
 import hashlib
@@ -37,15 +37,15 @@ class NcbiServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         """The requested paths, such as `baseline/` or `baseline/pubmed26n0001.xml.gz.md5`."""
         self.times: list[float] = []
-        """When the requests came, in seconds of `time.monotonic`."""
+        """When each request arrived, in seconds of `time.monotonic`."""
         self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
         """By path, the faults of the next requests, in order."""
         self.odd_links: list[str] = []
-        """More links in the listing of baseline/."""
+        """Additional links in the listing of baseline/."""
         self.retry_after: str | None = None
-        """The header Retry-After of responses that are faults."""
+        """Retry-After header of error responses."""
         self.gate = threading.Event()
-        """While it is clear, responses with PubMed files stop in the middle."""
+        """While it is not set, responses with PubMed files stop halfway."""
         self.gate.set()
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -60,7 +60,7 @@ class NcbiServer(ThreadingHTTPServer):
             self.most_at_once = max(self.most_at_once, self.at_once)
 
     def requested(self, ending: str) -> list[str]:
-        """The requests for paths with that ending."""
+        """The requested paths with this ending."""
         return [path for path in self.requests if path.endswith(ending)]
 
 

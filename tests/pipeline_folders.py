@@ -1,4 +1,4 @@
-"""The stages before training, run once on the embedded sample, for the tests of training and what follows it."""
+"""The stages before training, run once on the embedded sample, for tests of training and later stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Stand-ins for the three Slurm commands that job scripts use: jobs run immediately, one after the other, locally.
 
-Like Slurm's, `sbatch` runs a script once per index of its array, and skips a job that depends on a failed one. It keeps
-each script, so that tests can read it.
+As with Slurm, `sbatch` runs a script once per index of its array, and skips a job that depends on a failed one. Scripts
+are kept for tests to read.
 """
 
 import os
@@ -55,6 +55,6 @@ def install(folder: Path) -> dict[str, str]:
     return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "FAKE_SLURM_JOBS": str(folder / "jobs")}
 
 
-def checks_of_bash(script: Path) -> str:
-    """The syntax errors that bash finds in a script; empty if there are none."""
+def bash_syntax_errors(script: Path) -> str:
+    """The syntax errors that bash finds in a script; an empty string if there are none."""
     return subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr

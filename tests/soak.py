@@ -8,7 +8,7 @@ moments are spread over the whole run: at any time, while a checkpoint or the be
 start. A seed determines the moments, up to the speed of the machine. The exit status is 1 if there is a difference.
 
 A run is forked from this program, which saves the seconds of imports, and then does what `scripts/pretrain.py` does.
-Two processes find each other like those of torchrun.
+Two processes connect as they do under torchrun.
 """
 
 import argparse
@@ -42,7 +42,7 @@ RECIPE = {
 }  # fmt: skip
 MAX_SECONDS = 600
 MOMENTS = {"start": (1, 0.6), "a step": (4, 0.1), "opening a checkpoint": (3, 0.05), "opening best": (2, 0.05)}
-"""The events that a kill can follow: their weight, and the maximum delay in seconds."""
+"""The events that a kill can follow, with their weight and the maximum delay in seconds."""
 OPENED = {"opening a checkpoint": ".step-", "opening best": ".best."}
 
 fork = multiprocessing.get_context("fork")
@@ -109,7 +109,7 @@ class Run:
         end = time.monotonic() + MAX_SECONDS
         while self.is_alive and not condition():
             if time.monotonic() > end:
-                raise TimeoutError(f"waited in vain, see {self.log}")
+                raise TimeoutError(f"no progress in {MAX_SECONDS} s, see {self.log}")
             time.sleep(0.001)
         if self.processes[0].exitcode:
             sys.exit(f"{self.setting}: exit code {self.processes[0].exitcode}\n{self.log.read_text()[-3000:]}")
@@ -162,7 +162,7 @@ def train(arguments: list[str], setting: Setting, rank: int, port: int, log: Pat
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setting.processes),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-    sys.modules["matplotlib"] = None  # as if it were not installed: its curves would take half of a run's time
+    sys.modules["matplotlib"] = None  # as if not installed, because curves take half of a run's time
     sys.argv[1:] = arguments
     run(pretrain, PretrainOptions)
 
@@ -173,7 +173,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-# What runs leave
+# Results of runs
 
 
 def differences(whole: Run, killed: Run) -> list[str]:
@@ -193,12 +193,12 @@ def metrics(run: Run) -> list[dict]:
     return [
         {name: value for name, value in record.items() if name != "tokens_per_second"}
         for record in read_metrics(run.folder)
-        if "hardware" not in record  # there is one for each time that a run was started
+        if "hardware" not in record  # written at each start
     ]
 
 
 def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) -> bool:
-    """Whether a run that is killed a number of times ends like one that is not."""
+    """Whether a run that is killed `kills` times ends with the same files as one that is never killed."""
     whole, killed = (
         Run(setting, tokens, folder / f"{setting} {name}".replace(", ", " ")) for name in ("whole", "killed")
     )
@@ -213,7 +213,7 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
         was_alive = killed.is_alive
         killed.kill()
         half_written = [name for name in killed.half_written if name not in before]
-        hits["in all"] += was_alive
+        hits["in total"] += was_alive
         hits.update(f"while {name.split('.')[1].split('-')[0]} was written" for name in half_written)
         saved = list_checkpoints(killed.checkpoints)
         newest = saved[-1].name if saved else "no checkpoint"
@@ -224,9 +224,9 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
             return False
     killed.finish()
     found = differences(whole, killed)
-    kills_told = ", ".join(f"{count} {name}" for name, count in hits.items())
+    kill_counts = ", ".join(f"{count} {name}" for name, count in hits.items())
     print(
-        f"{setting}: kills: {kills_told}; {'DIFFERENCE: ' + ', '.join(found) if found else 'the same bytes'}",
+        f"{setting}: kills: {kill_counts}; {'DIFFERENCE: ' + ', '.join(found) if found else 'the same bytes'}",
         flush=True,
     )
     return not found
@@ -234,12 +234,12 @@ def soak(setting: Setting, tokens: Path, folder: Path, kills: int, seed: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="of each run")
-    parser.add_argument("--steps", type=int, default=96, help="of each run")
+    parser.add_argument("--kills", type=int, default=20, help="kills per run")
+    parser.add_argument("--steps", type=int, default=96, help="steps per run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--tokens", type=Path, help="a tokenized corpus; by default it is made of the embedded sample")
+    parser.add_argument("--tokens", type=Path, help="a tokenized corpus; by default made from the embedded sample")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="healthslm-soak-") as folder:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401
-from networks import network, random_ids
+from tiny_models import random_ids, tiny_model
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -17,8 +17,8 @@ from healthslm.training.attention import (
     one_by_one,
 )
 
-ROWS, LENGTH = 2, 20
-# Documents of one row: they end at the row's end, one of them is a single token.
+SEQUENCES, LENGTH = 2, 20
+# The documents of a sequence end at its end, and one of them is a single token.
 POSITIONS = torch.tensor([[*range(7), 0, *range(12)], [*range(20)]])
 BOUNDS = {
     PACKED_DOCUMENTS: torch.tensor([0, 7, 8, 20, 40]),
@@ -32,7 +32,7 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-MODELS = {"healthslm": lambda: network("healthslm"), "llama": lambda: network("llama"), "gpt2": gpt2}
+MODELS = {"healthslm": lambda: tiny_model("healthslm"), "llama": lambda: tiny_model("llama"), "gpt2": gpt2}
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
@@ -47,7 +47,7 @@ def implementation(request) -> str:
 
 def logits_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model.zero_grad()
-    logits = model(random_ids(ROWS, LENGTH), use_cache=False, **arguments).logits
+    logits = model(random_ids(SEQUENCES, LENGTH), use_cache=False, **arguments).logits
     logits.square().mean().backward()
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -61,7 +61,7 @@ def test_attention_equals_that_with_a_mask_over_the_sequence(model, implementati
 
 def test_each_document_has_the_same_logits_as_alone(model, implementation):
     model.set_attn_implementation(implementation)
-    ids, bounds = random_ids(ROWS, LENGTH), BOUNDS[implementation]
+    ids, bounds = random_ids(SEQUENCES, LENGTH), BOUNDS[implementation]
     packed = model(ids, position_ids=POSITIONS, cu_seq_lens_q=bounds, use_cache=False).logits.flatten(0, 1)
     model.set_attn_implementation("eager")
     bounds = bounds.unique()
@@ -70,17 +70,17 @@ def test_each_document_has_the_same_logits_as_alone(model, implementation):
 
 
 def test_without_bounds_attention_is_that_of_pytorch(model, implementation):
-    plain = model(random_ids(ROWS, LENGTH)).logits
+    plain = model(random_ids(SEQUENCES, LENGTH)).logits
     model.set_attn_implementation(implementation)
-    assert_close(model(random_ids(ROWS, LENGTH)).logits, plain)
+    assert_close(model(random_ids(SEQUENCES, LENGTH)).logits, plain)
 
 
 def test_under_autocast_products_have_its_dtype(model, implementation):
     model.set_attn_implementation(implementation)
     arguments = {"position_ids": POSITIONS, "cu_seq_lens_q": BOUNDS[implementation], "use_cache": False}
-    exact = model(random_ids(ROWS, LENGTH), **arguments).logits
+    exact = model(random_ids(SEQUENCES, LENGTH), **arguments).logits
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(random_ids(ROWS, LENGTH), **arguments).logits
+        rounded = model(random_ids(SEQUENCES, LENGTH), **arguments).logits
     assert rounded.dtype == torch.bfloat16
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
 
@@ -101,7 +101,7 @@ def test_for_a_gpu_the_number_of_bounds_is_padded():
 
 
 def test_batches_with_other_documents_do_not_recompile():
-    model = network("healthslm", num_hidden_layers=1)
+    model = tiny_model("healthslm", num_hidden_layers=1)
     model.set_attn_implementation(VARLEN)
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -116,14 +116,14 @@ def test_batches_with_other_documents_do_not_recompile():
 
 @pytest.mark.parametrize(("compiled", "expected"), [(False, PACKED_DOCUMENTS), (True, "sdpa")])
 def test_on_a_cpu_attention_runs_one_document_at_a_time_unless_compiled(compiled, expected):
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     fit_attention(model, torch.device("cpu"), compiled)
     assert model.config._attn_implementation == expected
 
 
 @pytest.mark.parametrize(
     ("make", "has_bf16", "expected"),
-    [(lambda: network("healthslm"), True, VARLEN), (lambda: network("healthslm"), False, "sdpa"), (gpt2, True, "sdpa")],
+    [(MODELS["healthslm"], True, VARLEN), (MODELS["healthslm"], False, "sdpa"), (gpt2, True, "sdpa")],
     ids=["a GPU with bf16", "one without", "a model with attention dropout"],
 )
 def test_on_a_gpu_attention_is_flash_attention_if_it_computes_the_same(monkeypatch, make, has_bf16, expected):

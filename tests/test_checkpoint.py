@@ -107,7 +107,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-# What a checkpoint is
+# The files of a checkpoint
 
 
 def test_the_manifest_lists_every_other_file_with_its_sha256(saved):
@@ -155,7 +155,7 @@ def test_only_the_writing_process_writes(sample_folders, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-# Which one is taken
+# Which checkpoint a run resumes from
 
 
 def test_the_newest_checkpoint_has_the_highest_step(tmp_path, saved):
@@ -250,7 +250,7 @@ def test_a_partly_removed_checkpoint_does_no_harm(checkpoints, save):
     assert names(checkpoints) == ["step-12", "step-8"]
 
 
-# Which ones are kept
+# Which checkpoints are kept
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -269,7 +269,7 @@ def test_old_checkpoints_are_removed_once_the_new_one_is_complete(checkpoints, s
     assert stood == [True] * (3 - keep)
 
 
-def test_a_damaged_one_of_more_updates_goes_rather_than_the_new_one(checkpoints, save):
+def test_a_damaged_checkpoint_of_a_later_step_is_removed_rather_than_the_new_one(checkpoints, save):
     """The run resumed from step-4 and was stopped before it reached step 8 again."""
     flip_a_bit(checkpoints / "step-8" / "model.safetensors")
     new = save(checkpoints, 6, keep=1)
@@ -291,7 +291,7 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_end_a_run(checkpoints, sav
     assert names(checkpoints) == ["step-12", "step-16"]
 
 
-# What happens while one is written
+# Failures while a checkpoint is written
 
 
 @pytest.mark.parametrize("writer", ["save_model", "save_file", "write_json", "file_sha256"])
@@ -374,7 +374,7 @@ def test_a_save_killed_before_any_of_its_operations_leaves_a_valid_checkpoint_an
     assert found == {"step-4" if number == 8 else "step-8", f"step-{number}"}
 
 
-# What comes back
+# What is restored
 
 
 def with_names_that_begin_alike() -> tuple[PreTrainedModel, list[torch.optim.Optimizer]]:
@@ -467,7 +467,7 @@ def test_optimizers_do_not_keep_the_file_open(save, tmp_path):
         ),
         (TINY_MODEL, True, "proj.weight was trained by AdamW, now by Muon"),
     ],
-    ids=["another network", "more layers", "fewer layers", "another width", "another optimizer"],
+    ids=["another architecture", "more layers", "fewer layers", "another width", "another optimizer"],
 )
 def test_optimizers_of_another_model_are_an_error_in_one_line(saved, config, muon, message):
     model = make_model(config)

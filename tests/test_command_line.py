@@ -81,6 +81,7 @@ def test_a_list_takes_several_values_and_none_empties_the_recipes(tmp_path: Path
     assert parse(Options, ["--output", "x", "--held-out", "a", "b c"]).held_out == [Path("a"), Path("b c")]
     assert parse(Options, ["--recipe", recipe, "--held-out", "c"]).held_out == [Path("c")]
     assert parse(Options, ["--recipe", recipe, "--held-out"]).held_out == []
+    assert parse(Options, ["--output", "x", "--held-out=a", "b"]).held_out == [Path("a"), Path("b")]
     assert parse(Options, ["--output", "x", "--betas", "0.5", "0.6"]).betas == (0.5, 0.6)
 
 
@@ -441,6 +442,7 @@ def test_an_interrupt_while_a_module_is_imported_ends_in_one_line_even_if_the_mo
         [sys.executable, "main.py"],
         cwd=tmp_path,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -23,12 +23,13 @@ from pipeline_folders import SAMPLE
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.data_card.describe import REASONS, DataCardOptions, describe_corpus, size_category
-from healthslm.data_card.figures import BLUE, VERMILION, draw_figures
+from healthslm.data_card.figures import draw_figures
 from healthslm.data_card.options import BINS_PER_CONTEXT
 from healthslm.data_card.statistics import corpus_statistics, shorten, token_statistics
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
+from healthslm.plots import BLUE, VERMILION
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokens import TokenizedSplit
 

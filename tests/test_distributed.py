@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from pipeline_folders import TINY_MODEL
 from safetensors.torch import load_file
-from slurm import checks_of_bash
+from slurm import bash_syntax_errors
 from transformers import AutoModelForCausalLM
 
 from healthslm.training.run_folder import read_metrics
@@ -38,8 +38,8 @@ VARIANTS = {
     "Muon": {"muon_learning_rate": 3e-3},
     "gpt2": {"model": TINY_GPT2},
 }
-# Of a weight, where a run moves them by up to 0.015. The sums of two processes round otherwise than those of one, which
-# AdamW passes on as it is; Muon makes all singular values equal in bf16, the smallest of which are rounding alone.
+# Of the weights, which change by up to 0.015 in a run. Two processes round sums differently from one. AdamW doesn't
+# amplify the difference. Muon makes all singular values equal in bf16, and the smallest ones are rounding errors.
 TOLERANCE = {
     "AdamW": {"rtol": 0.0, "atol": 1e-6},
     "Muon": {"rtol": 0.0, "atol": 1e-3},
@@ -71,7 +71,7 @@ class Run:
     def metrics(self, name: str) -> list[float]:
         return [record[name] for record in read_metrics(self.folder) if name in record]
 
-    def told(self, rank: int) -> dict:
+    def recorded(self, rank: int) -> dict:
         return json.loads((self.record / f"{rank}.json").read_text())
 
 
@@ -80,9 +80,9 @@ Train = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def train(sample_folders, tmp_path_factory) -> Train:
-    """Train by the processes that a launcher starts: `train(TORCHRUN, muon_learning_rate=1e-3, watch={…})`.
+    """Train in processes that a launcher starts: `train(TORCHRUN, muon_learning_rate=1e-3, watch={…})`.
 
-    Args of what it returns:
+    Args of the returned function:
         launcher: Arguments of Python before the program; None for `processes` that are started one by one.
         folder: Run folder, a new one by default.
         watch: See watched_pretrain.py.
@@ -105,20 +105,20 @@ def train(sample_folders, tmp_path_factory) -> Train:
             "keep_checkpoints": STEPS,
         } | options  # fmt: skip
         (record / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        told = json.dumps({"record": str(record)} | (watch or {}))
-        arguments = [WATCHED, told, "--recipe", record / "recipe.yaml"]
-        places: list[dict[str, str]] = [{}]
+        watched = json.dumps({"record": str(record)} | (watch or {}))
+        arguments = [WATCHED, watched, "--recipe", record / "recipe.yaml"]
+        variables: list[dict[str, str]] = [{}]
         if launcher is None and processes > 1:
-            places = places_of(processes)
+            variables = environments(processes)
         started = [
             subprocess.Popen(
                 [sys.executable, *(launcher or []), *arguments],
-                env=os.environ | ON_THE_CPU | place,
+                env=os.environ | ON_THE_CPU | own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for place in places
+            for own in variables
         ]
         outputs = [process.communicate(timeout=300) for process in started]
         return Run(
@@ -133,8 +133,8 @@ def train(sample_folders, tmp_path_factory) -> Train:
     return start
 
 
-def places_of(processes: int) -> list[dict[str, str]]:
-    """The environment by which each of these processes finds the others, as torchrun sets it."""
+def environments(processes: int) -> list[dict[str, str]]:
+    """Environment variables, as torchrun sets them, with which the processes find each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -151,7 +151,7 @@ def one(train) -> Run:
 
 @pytest.fixture(scope="module")
 def two(train, tmp_path_factory) -> Run:
-    """By torchrun. The second process believes in another run folder, so that whatever it writes is found there."""
+    """With torchrun. The second process gets another run folder, which shows whatever it writes."""
     return succeeded(train(TORCHRUN, watch={"output": str(tmp_path_factory.mktemp("of rank 1") / "run")}))
 
 
@@ -167,7 +167,7 @@ def assert_same_run(run: Run, expected: Run, tolerance: dict[str, float]) -> Non
     torch.testing.assert_close(run.weights(), expected.weights(), **tolerance)
 
 
-# Two processes are one
+# Two processes train like one
 
 
 def test_two_processes_train_like_one(one, two):
@@ -175,8 +175,8 @@ def test_two_processes_train_like_one(one, two):
 
 
 def test_processes_share_the_sequences_and_read_none_twice(one, two):
-    alone = one.told(0)["sequences"]
-    shared = [two.told(rank)["sequences"] for rank in (0, 1)]
+    alone = one.recorded(0)["sequences"]
+    shared = [two.recorded(rank)["sequences"] for rank in (0, 1)]
     assert [batch for pair in zip(*shared, strict=True) for batch in pair] == alone
     first, second = ({place for batch in sequences for place in batch["indices"]} for sequences in shared)
     assert first.isdisjoint(second)
@@ -190,7 +190,7 @@ def test_only_the_main_process_writes(two):
 
 
 def test_both_processes_end_with_the_weights_of_the_checkpoint(two):
-    assert two.told(0)["weights"] == two.told(1)["weights"]
+    assert two.recorded(0)["weights"] == two.recorded(1)["weights"]
 
 
 def test_no_wrapped_model_outlives_the_process_group(two):
@@ -206,7 +206,7 @@ def test_two_processes_train_like_one_with(train, variant):
     assert_same_run(together, alone, TOLERANCE[variant])
 
 
-# Signals, kills and numbers that are none
+# Signals, kills and losses that are not finite
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_a_stopped_run_of_two_processes_resumes(train, one, two, stopped, tmp_pa
     if processes == 2:
         assert resumed.bytes() == two.bytes()
     else:
-        assert resumed.told(0)["sequences"] == one.told(0)["sequences"][3 * 4 :]  # four micro-batches a step
+        assert resumed.recorded(0)["sequences"] == one.recorded(0)["sequences"][3 * 4 :]  # four micro-batches a step
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(train):
     assert [record["step"] for record in skipped] == [3]
     assert skipped[0]["skipped"]["sequences"] == [16, 24]
     assert len(run.metrics("loss")) == STEPS - 1
-    assert run.told(0)["weights"] == run.told(1)["weights"]
+    assert run.recorded(0)["weights"] == run.recorded(1)["weights"]
     assert run.bytes(3) == run.bytes(2)  # neither the weights nor the moments have moved
     assert run.bytes(4) != run.bytes(3)
     assert all(weight.isfinite().all() for weight in run.weights().values())
@@ -291,7 +291,7 @@ def sharded(train) -> Run:
 
 @pytest.mark.slow
 def test_a_model_sharded_by_fsdp2_trains_like_in_one_process(one, sharded):
-    assert [sharded.told(rank)["parameters"] for rank in (0, 1)] == [PARAMETERS // 2] * 2
+    assert [sharded.recorded(rank)["parameters"] for rank in (0, 1)] == [PARAMETERS // 2] * 2
     assert_same_run(sharded, one, TOLERANCE["AdamW"])
 
 
@@ -358,7 +358,7 @@ else:
 @pytest.mark.slow
 def test_a_slurm_job_whose_time_is_up_is_requeued_and_resumes(sample_folders, tmp_path):
     script = REPOSITORY / "scripts" / "pretrain.sbatch"
-    assert checks_of_bash(script) == ""
+    assert bash_syntax_errors(script) == ""
     for name, program in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(f"#!{sys.executable}\n{program}")
         (tmp_path / name).chmod(0o755)
@@ -370,7 +370,7 @@ def test_a_slurm_job_whose_time_is_up_is_requeued_and_resumes(sample_folders, tm
     ]  # fmt: skip
     environment = os.environ | ON_THE_CPU | {
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "ASKED_OF_SLURM": str(asked),
-        "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ID": str(places_of(1)[0]["MASTER_PORT"]),
+        "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ID": str(environments(1)[0]["MASTER_PORT"]),
         "SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "2",
     }  # fmt: skip
 

@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("waited in vain")
+    raise AssertionError("timed out")
 
 
 def test_real_files_are_downloaded_unchanged_to_where_the_corpus_reads_them(test_data: Path, pubmed: Path) -> None:

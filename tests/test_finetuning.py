@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import REPOSITORY, llama_twin, network, random_ids
 from packaging.version import Version
 from safetensors.torch import load_file
+from tiny_models import REPOSITORY, llama_twin, random_ids, tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,7 +39,7 @@ INT8 = {"load_in_8bit": True}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    network("healthslm").save_pretrained(folder)
+    tiny_model("healthslm").save_pretrained(folder)
     return folder
 
 
@@ -181,7 +181,7 @@ def test_prefix_tuning_gives_the_same_logits_as_with_llama(folder: Path) -> None
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose matrix rows are multiples of 64 wide: on CPUs with bf16, bitsandbytes needs whole 4-bit blocks."""
     folder = tmp_path_factory.mktemp("wide")
-    network("healthslm", hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny_model("healthslm", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     return folder
 
 

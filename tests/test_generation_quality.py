@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer
 from transformers import set_seed
 
 from healthslm.evaluation.generation_quality import (
@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model(max_position_embeddings=256, initializer_range=0.4)
+    return byte_model(max_position_embeddings=256, initializer_range=0.4)
 
 
 def describe(tokenizer, generated: list[str], human: list[str], training: list[str] = (), max_tokens: int = 10_000):

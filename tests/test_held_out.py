@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pipeline_folders import TINY_MODEL
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer
 from transformers import AutoTokenizer
 
 from healthslm.bits_per_byte import token_bits
@@ -94,7 +94,7 @@ def of_decade(documents: list[dict], decade: int) -> list[dict]:
 
 
 def test_bits_per_byte_of_one_document_follow_from_the_logits():
-    model, tokenizer = small_model(max_position_embeddings=512), byte_tokenizer()
+    model, tokenizer = byte_model(max_position_embeddings=512), byte_tokenizer()
     text = f"{STRUCTURED['title']}\n{STRUCTURED['text']}"
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_bits_per_byte_of_one_document_follow_from_the_logits():
 
 
 def test_the_bits_of_a_section_are_those_of_its_bytes_if_tokens_are_bytes():
-    model, tokenizer = small_model(max_position_embeddings=512), byte_tokenizer()
+    model, tokenizer = byte_model(max_position_embeddings=512), byte_tokenizer()
     text = "".join(piece for _, piece in PIECES)
     assert text == f"{STRUCTURED['title']}\n{STRUCTURED['text']}"
     ids = tokenizer.encode(text, add_special_tokens=False)

@@ -64,7 +64,7 @@ def test_signal_handlers_are_restored():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-# Runs that are told to stop
+# Runs that are asked to stop
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ class Training:
             assert self.process.poll() is None, self.stderr
             time.sleep(0.002)
         self.process.kill()
-        raise AssertionError(f"waited in vain: {self.stderr}")
+        raise AssertionError(f"timed out: {self.stderr}")
 
     def wait_for_step(self, step: int) -> None:
         self.wait_until(lambda: any(record["step"] >= step for record in read_metrics(self.output)))
@@ -147,7 +147,9 @@ def measured(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGINT, "bf16")], indirect=["precision"]
+    ("number", "precision"),
+    [(signal.SIGTERM, "fp32"), pytest.param(signal.SIGINT, "bf16", marks=pytest.mark.slow)],
+    indirect=["precision"],
 )
 def test_a_signal_stops_a_run_after_its_step_and_the_printed_command_resumes_it_to_the_same_bytes(
     recipe, whole, tmp_path, number, precision
@@ -212,6 +214,7 @@ def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(sample_folders):
     done = soak(sample_folders, "--precisions", "fp32", "--processes", 1)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -219,7 +222,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(
 
 
 @pytest.mark.slow
-def test_so_does_a_run_in_bf16_and_a_run_of_two_processes(sample_folders):
+def test_a_killed_run_in_bf16_or_of_two_processes_ends_with_the_same_bytes(sample_folders):
     for precision, processes in (("bf16", 1), ("fp32", 2)):
         done = soak(sample_folders, "--precisions", precision, "--processes", processes)
         assert done.returncode == 0, done.stdout + done.stderr

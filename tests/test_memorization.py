@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import random_ids
-from small_model import small_model
+from tiny_models import byte_model, random_ids
 
 from healthslm.evaluation.memorization import choose_openings, continue_greedily, measure_bits, measure_matches
 from healthslm.statistics import mean, share
@@ -20,7 +19,7 @@ def documents(count: int, seed: int) -> np.ndarray:
 
 def test_a_model_that_has_memorized_its_text_repeats_it_and_needs_fewer_bits():
     training, held_out = documents(4, seed=1), documents(4, seed=2)
-    model = small_model(max_position_embeddings=128).train()
+    model = byte_model(max_position_embeddings=128).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     batch = torch.from_numpy(training)
     for _ in range(150):
@@ -41,7 +40,7 @@ def test_a_model_that_has_memorized_its_text_repeats_it_and_needs_fewer_bits():
 
 
 def test_bits_per_byte_are_those_of_documents_chosen_by_the_seed():
-    model, texts = small_model(max_position_embeddings=128), list(documents(30, seed=5))
+    model, texts = byte_model(max_position_embeddings=128), list(documents(30, seed=5))
     sizes = np.arange(100, 130)
     with torch.no_grad():
         logits = model(torch.tensor(np.array(texts))).logits[:, :-1].double().log_softmax(-1)
@@ -58,7 +57,7 @@ def test_bits_per_byte_are_those_of_documents_chosen_by_the_seed():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_continuations_are_greedy_for_any_batch_size(batch_size):
-    model = small_model(max_position_embeddings=128)
+    model = byte_model(max_position_embeddings=128)
     with torch.no_grad():
         model.lm_head.weight[SEPARATOR] *= 1.5  # so that a document ends early
     openings = documents(5, seed=3)

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer
 
 from healthslm.corpus.sources import read_rows
 from healthslm.evaluation.minimal_pairs import (
@@ -49,7 +49,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model(max_position_embeddings=256)
+    return byte_model(max_position_embeddings=256)
 
 
 def row(text: str, title: str = "A trial.") -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import HEADS, PAD, network, random_ids, twins
+from tiny_models import HEADS, PAD, random_ids, tiny_model, twins
 from torch.testing import assert_close
 from transformers import AutoModelForTokenClassification
 
@@ -23,7 +23,7 @@ def positions_of(lengths: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("lengths", ((12,), (5, 1, 6)), ids=str)
 def test_a_bidirectional_model_matches_llama_with_a_full_mask(lengths, head, attention):
     causal, llama = twins(head, attention)
-    ours = network("healthslm", head, attention, is_causal=False)
+    ours = tiny_model("healthslm", head, attention, is_causal=False)
     ours.load_state_dict(causal.state_dict())
     input_ids, documents, position_ids = random_ids(1, LENGTH), documents_of(lengths), positions_of(lengths)
     same_document = (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)
@@ -36,7 +36,7 @@ def test_a_bidirectional_model_matches_llama_with_a_full_mask(lengths, head, att
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
 @pytest.mark.parametrize("side", ("left", "right"))
 def test_padding_does_not_change_the_outputs_of_a_bidirectional_model(side, attention):
-    model = network("healthslm", "ForTokenClassification", attention, is_causal=False)
+    model = tiny_model("healthslm", "ForTokenClassification", attention, is_causal=False)
     input_ids, padding = random_ids(1, 7), torch.full((1, 5), PAD)
     ids = torch.cat((padding, input_ids) if side == "left" else (input_ids, padding), dim=1)
     mask = (ids != PAD).long()
@@ -45,7 +45,7 @@ def test_padding_does_not_change_the_outputs_of_a_bidirectional_model(side, atte
 
 
 def test_a_bidirectional_classifier_uses_the_last_token_that_is_not_padding():
-    model = network("healthslm", "ForSequenceClassification", is_causal=False)
+    model = tiny_model("healthslm", "ForSequenceClassification", is_causal=False)
     input_ids = random_ids(1, 7)
     padded = torch.cat((input_ids, torch.full((1, 3), PAD)), dim=1)
     assert_close(model(padded, attention_mask=(padded != PAD).long()).logits, model(input_ids).logits)
@@ -55,7 +55,7 @@ def test_a_bidirectional_classifier_uses_the_last_token_that_is_not_padding():
 
 
 def test_a_bidirectional_model_stays_bidirectional_when_saved(tmp_path):
-    model = network("healthslm", "ForTokenClassification", is_causal=False)
+    model = tiny_model("healthslm", "ForTokenClassification", is_causal=False)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForTokenClassification.from_pretrained(tmp_path, trust_remote_code=True)
     input_ids = random_ids(2, 9)
@@ -66,6 +66,6 @@ def test_a_bidirectional_model_stays_bidirectional_when_saved(tmp_path):
 
 
 def test_a_bidirectional_model_refuses_to_generate():
-    model = network("healthslm", is_causal=False)
+    model = tiny_model("healthslm", is_causal=False)
     with pytest.raises(ValueError, match="is_causal=False can't generate"):
         model.generate(random_ids(1, 4), max_new_tokens=2)

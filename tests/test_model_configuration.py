@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from networks import REPOSITORY, HealthSLMConfig, network, random_ids
+from tiny_models import REPOSITORY, HealthSLMConfig, random_ids, tiny_model
 from transformers import AutoConfig
 
 CONFIG_JSON = json.loads((REPOSITORY / "config.json").read_text())
@@ -96,7 +96,7 @@ def test_overrides_that_do_not_match_the_configuration_raise(return_unused_kwarg
 
 
 def test_loading_options_of_transformers_cause_no_warnings(tmp_path, caplog):
-    network("healthslm").save_pretrained(tmp_path)
+    tiny_model("healthslm").save_pretrained(tmp_path)
     options = {"gguf_file": None, "cache_dir": tmp_path, "revision": "main", "attn_implementation": "eager"}
     AutoConfig.from_pretrained(tmp_path, trust_remote_code=True, **options)
     assert not caplog.records
@@ -111,18 +111,18 @@ class TestContext:
         return lambda: [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
 
     def test_a_longer_prompt_warns_once(self, warnings):
-        model = network("healthslm")
+        model = tiny_model("healthslm")
         for _ in range(2):
             model(random_ids(2, 65))
         (warning,) = warnings()
         assert "65 tokens" in warning and "64" in warning
 
     def test_a_prompt_as_long_as_the_context_does_not_warn(self, warnings):
-        network("healthslm")(random_ids(2, 64))
+        tiny_model("healthslm")(random_ids(2, 64))
         assert not warnings()
 
     def test_generating_more_tokens_warns_once(self, warnings):
-        model = network("healthslm", max_position_embeddings=48)
+        model = tiny_model("healthslm", max_position_embeddings=48)
         model.generate(random_ids(1, 44), max_new_tokens=10, min_new_tokens=10, do_sample=False)
         (warning,) = warnings()
         assert "49 tokens" in warning and "48" in warning
@@ -130,16 +130,16 @@ class TestContext:
     @pytest.mark.parametrize("cache_implementation", ("dynamic", "static"))
     def test_generating_from_a_longer_prompt_warns_once(self, warnings, cache_implementation):
         length = {"dynamic": 70, "static": 71}[cache_implementation]
-        network("healthslm").generate(
+        tiny_model("healthslm").generate(
             random_ids(1, length), max_new_tokens=3, do_sample=False, cache_implementation=cache_implementation
         )
         assert [f"{length} tokens" in warning for warning in warnings()] == [True]
 
     def test_packed_documents_within_the_context_do_not_warn(self, warnings):
-        network("healthslm")(random_ids(2, 90), position_ids=(torch.arange(90) % 45).expand(2, -1))
+        tiny_model("healthslm")(random_ids(2, 90), position_ids=(torch.arange(90) % 45).expand(2, -1))
         assert not warnings()
 
     def test_a_longer_packed_document_warns(self, warnings):
-        network("healthslm")(random_ids(1, 90), position_ids=torch.cat((torch.arange(80), torch.arange(10)))[None])
+        tiny_model("healthslm")(random_ids(1, 90), position_ids=torch.cat((torch.arange(80), torch.arange(10)))[None])
         (warning,) = warnings()
         assert "80 tokens" in warning and "64" in warning

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import PAD, llama_twin, network, random_ids
+from tiny_models import PAD, llama_twin, random_ids, tiny_model
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.testing import assert_close
 from transformers import (
@@ -108,7 +108,7 @@ def select(documents: list[tuple[int, slice]], values: torch.Tensor) -> torch.Te
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 @pytest.mark.parametrize("layout", ("packed", "packed with a mask of ones", "padded"))
 def test_each_document_has_the_same_logits_as_alone(layout, cache, attention):
-    model = network("healthslm", attention=attention)
+    model = tiny_model("healthslm", attention=attention)
     batch, documents = make_batch(LAYOUTS[layout.split()[0]])
     alone = logits_of_each_document_alone(model, batch, documents)
     if layout == "packed":
@@ -121,7 +121,7 @@ def test_each_document_has_the_same_logits_as_alone(layout, cache, attention):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_do_not_depend_on_the_other_documents(layout, attention):
-    model = network("healthslm", attention=attention)
+    model = tiny_model("healthslm", attention=attention)
     batch, documents = make_batch(LAYOUTS[layout])
     with torch.no_grad():
         logits = model(**batch).logits
@@ -133,7 +133,7 @@ def test_logits_do_not_depend_on_the_other_documents(layout, attention):
 
 
 def test_packing_matches_llama_where_llama_separates_documents():
-    model = network("healthslm").train()
+    model = tiny_model("healthslm").train()
     llama = llama_twin(model).train()
     batch, _ = make_batch(LAYOUTS["packed"])
     del batch["attention_mask"]
@@ -145,7 +145,7 @@ def test_packing_matches_llama_where_llama_separates_documents():
 
 
 def test_no_gradient_reaches_another_document():
-    model = network("healthslm").train()
+    model = tiny_model("healthslm").train()
     batch, documents = make_batch(LAYOUTS["padded"])
     embeddings = model.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings, **batch).logits
@@ -157,7 +157,7 @@ def test_no_gradient_reaches_another_document():
 
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
 def test_attention_with_a_mask_separates_documents_when_offsets_are_passed_too(attention):
-    model = network("healthslm", attention=attention)
+    model = tiny_model("healthslm", attention=attention)
     batch, documents = make_batch(LAYOUTS["packed"])
     offsets = torch.tensor([0, 48], dtype=torch.int32)
     logits = model(**batch, cu_seq_lens_q=offsets, cu_seq_lens_k=offsets, max_length_q=48, max_length_k=48).logits
@@ -165,7 +165,7 @@ def test_attention_with_a_mask_separates_documents_when_offsets_are_passed_too(a
 
 
 def test_offsets_from_the_caller_reach_flash_attention_unchanged():
-    model = network("healthslm", attention="flash_stand_in")
+    model = tiny_model("healthslm", attention="flash_stand_in")
     batch, documents = make_batch(((5, 1, 1, 9),))
     offsets = torch.tensor([0, 5, 6, 7, 16], dtype=torch.int32)
     del batch["attention_mask"]
@@ -176,7 +176,7 @@ def test_offsets_from_the_caller_reach_flash_attention_unchanged():
 @pytest.mark.parametrize("padding", ("left", "right"))
 def test_position_ids_of_a_padded_prompt_do_not_change_the_mask(padding):
     batch, _ = make_batch(((-4, 12), (16,)) if padding == "left" else ((12, -4), (16,)))
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     seen = []
     model.model.layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
@@ -187,7 +187,7 @@ def test_position_ids_of_a_padded_prompt_do_not_change_the_mask(padding):
 
 
 def test_padding_within_a_document_does_not_split_it():
-    model = network("healthslm", attention="eager")
+    model = tiny_model("healthslm", attention="eager")
     llama = llama_twin(model)
     input_ids = random_ids(1, 8)
     attention_mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1]])
@@ -199,7 +199,7 @@ def test_padding_within_a_document_does_not_split_it():
 
 def test_positions_that_restart_after_a_past_do_not_start_documents():
     """Several candidates for the next token can share one past and one position."""
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     llama = llama_twin(model)
     prompt, candidates = random_ids(1, 6), random_ids(1, 3, seed=2)
     position_ids = torch.tensor([[6, 6, 6]])

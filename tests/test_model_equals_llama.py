@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import HEADS, PAD, llama_twin, network, random_ids, twins
+from tiny_models import HEADS, PAD, llama_twin, random_ids, tiny_model, twins
 from torch.testing import assert_close
 from transformers import DynamicCache, PreTrainedModel
 
@@ -179,7 +179,7 @@ def test_inputs_embeds_replace_input_ids_and_receive_gradients():
 @pytest.mark.parametrize("arguments", ({}, {"input_ids": random_ids(1, 2), "inputs_embeds": torch.zeros(1, 2, 32)}))
 def test_both_or_neither_of_input_ids_and_inputs_embeds_raise(arguments):
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        network("healthslm")(**arguments)
+        tiny_model("healthslm")(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_both_or_neither_of_input_ids_and_inputs_embeds_raise(arguments):
     ids=("all", "the last", "indices", "indices per sequence", "a mask"),
 )
 def test_logits_to_keep_selects_positions(logits_to_keep, kept):
-    ours = network("healthslm")
+    ours = tiny_model("healthslm")
     llama_logits = llama_twin(ours)(random_ids(2, 7)).logits
     assert_close(ours(random_ids(2, 7), logits_to_keep=logits_to_keep).logits, kept(llama_logits))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import FAMILIES, HEADS, PAD, network, random_ids, twins
+from tiny_models import FAMILIES, HEADS, PAD, random_ids, tiny_model, twins
 from transformers import (
     CompileConfig,
     DynamicCache,
@@ -66,7 +66,7 @@ def test_generated_tokens_match_llama(method, attention):
 
 @each(GREEDY | LOOKUP)
 def test_greedy_decoding_matches_a_loop_without_a_cache(method):
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     tokens = prompt = random_ids(1, 7)
     for _ in range(NEW_TOKENS):
         logits = model(tokens, use_cache=False).logits[:, -1].clone()
@@ -78,8 +78,8 @@ def test_greedy_decoding_matches_a_loop_without_a_cache(method):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("do_sample", (False, True))
 def test_an_assistant_model_does_not_change_greedy_tokens(family, do_sample):
-    model = network("healthslm")
-    assistant = network(family, num_hidden_layers=1)
+    model = tiny_model("healthslm")
+    assistant = tiny_model(family, num_hidden_layers=1)
     assistant.generation_config.num_assistant_tokens = 3
     prompt = random_ids(1, 7)
     new = generate(model, prompt, assistant_model=assistant, do_sample=do_sample)
@@ -90,7 +90,7 @@ def test_an_assistant_model_does_not_change_greedy_tokens(family, do_sample):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_early_exit_drafts_with_the_first_layers_only(family):
-    model, prompt = network(family, num_hidden_layers=3), random_ids(1, 7)
+    model, prompt = tiny_model(family, num_hidden_layers=3), random_ids(1, 7)
     expected = generate(model, prompt)
     calls = [0, 0, 0]
     for index, layer in enumerate(model.model.layers):
@@ -102,7 +102,7 @@ def test_early_exit_drafts_with_the_first_layers_only(family):
 @each(GREEDY | SEARCHED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padded_prompts_generate_the_same_tokens_as_alone(family, method):
-    model = network(family)
+    model = tiny_model(family)
     prompts = [random_ids(1, length, seed=length) for length in (7, 3, 5)]
     batch = torch.full((3, 7), PAD)
     for index, prompt in enumerate(prompts):
@@ -124,7 +124,7 @@ class Collector(BaseStreamer):
 
 @pytest.mark.parametrize("method", ({}, {"do_sample": True}, {"cache_implementation": "static"}), ids=str)
 def test_tokens_are_streamed_one_by_one(method):
-    model, prompt, streamer = network("healthslm"), random_ids(1, 7), Collector()
+    model, prompt, streamer = tiny_model("healthslm"), random_ids(1, 7), Collector()
     new = generate(model, prompt, streamer=streamer, **method)
     assert [len(tokens) for tokens in streamer.received] == [7] + [1] * NEW_TOKENS
     assert torch.equal(torch.cat(streamer.received[1:]), new[0])
@@ -133,7 +133,7 @@ def test_tokens_are_streamed_one_by_one(method):
 
 @pytest.mark.parametrize("num_beams", (1, 2))
 def test_inputs_embeds_generate_the_same_tokens_as_input_ids(num_beams):
-    model, prompt = network("healthslm"), random_ids(2, 7)
+    model, prompt = tiny_model("healthslm"), random_ids(2, 7)
     arguments = {"num_beams": num_beams, "do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     new = model.generate(inputs_embeds=model.get_input_embeddings()(prompt), **arguments)
     assert torch.equal(new, generate(model, prompt, num_beams=num_beams))
@@ -141,7 +141,7 @@ def test_inputs_embeds_generate_the_same_tokens_as_input_ids(num_beams):
 
 @pytest.mark.parametrize("cache", (DynamicCache, StaticCache))
 def test_generation_continues_from_a_cache(cache):
-    model, prompt = network("healthslm"), random_ids(2, 7)
+    model, prompt = tiny_model("healthslm"), random_ids(2, 7)
     arguments = {"max_cache_len": 30} if cache is StaticCache else {}
     past = cache(config=model.config, **arguments)
     set_seed(0)
@@ -157,7 +157,7 @@ NAMES = {"past_key_values", *({"cache"} & CausalLMOutputWithPast.__dataclass_fie
 @pytest.mark.parametrize("name", sorted(NAMES))
 @pytest.mark.parametrize("head", HEADS)
 def test_a_cache_is_accepted_under_each_name_in_transformers(name, head):
-    model, ids = network("healthslm", head), random_ids(1, 9)
+    model, ids = tiny_model("healthslm", head), random_ids(1, 9)
     past = DynamicCache(config=model.config)
     with torch.no_grad():
         whole = model(ids, use_cache=False)[0]
@@ -200,7 +200,7 @@ def test_all_outputs_match_llama(use_cache, num_beams):
 @pytest.mark.parametrize("family", ("healthslm", pytest.param("llama", marks=pytest.mark.slow)))
 def test_decoding_compiles_without_graph_breaks(family):
     torch.compiler.reset()
-    model, prompt = network(family, num_hidden_layers=1), random_ids(2, 7)
+    model, prompt = tiny_model(family, num_hidden_layers=1), random_ids(2, 7)
     prompt[1, :3] = PAD
     arguments = {"attention_mask": (prompt != PAD).long()}
     eager = generate(model, prompt, **arguments)
@@ -215,7 +215,7 @@ def test_decoding_compiles_without_graph_breaks(family):
 
 def test_generation_stops_at_the_separator_and_pads(repository):
     """With the released generation_config.json, and a vocabulary so small that the separator is likely."""
-    model = network("healthslm", vocab_size=4)
+    model = tiny_model("healthslm", vocab_size=4)
     model.generation_config = GenerationConfig.from_pretrained(repository)
     set_seed(0)
     new = model.generate(torch.full((16, 1), 2), max_new_tokens=12)[:, 1:]

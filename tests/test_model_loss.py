@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from networks import network, network_class, random_ids
+from tiny_models import model_class, random_ids, tiny_model
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ CHUNK_TOKENS = 8
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    module = sys.modules[network_class("healthslm").__module__.replace("modeling_", "loss_")]
+    module = sys.modules[model_class("healthslm").__module__.replace("modeling_", "loss_")]
     monkeypatch.setattr(module, "LOSS_CHUNK_TOKENS", CHUNK_TOKENS)
 
 
@@ -46,14 +46,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("tied", (True, False))
 def test_loss_and_gradients_match_those_with_logits(case, tied):
-    model = network("healthslm", tie_word_embeddings=tied).train()
+    model = tiny_model("healthslm", tie_word_embeddings=tied).train()
     plain = loss_and_gradients(model, input_ids=LABELS, **case)
     chunked = loss_and_gradients(model, input_ids=LABELS, skip_logits=True, **case)
     assert_close(chunked, plain, atol=1e-6, rtol=1e-5)
 
 
 def test_loss_and_gradients_match_llama():
-    ours, llama = network("healthslm").train(), network("llama").train()
+    ours, llama = tiny_model("healthslm").train(), tiny_model("llama").train()
     llama.load_state_dict(ours.state_dict())
     arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "num_items_in_batch": torch.tensor(77)}
     llamas = loss_and_gradients(llama, **arguments)
@@ -62,7 +62,7 @@ def test_loss_and_gradients_match_llama():
 
 @pytest.mark.parametrize("autocast", (True, False), ids=("autocast", "weights"))
 def test_bf16_loss_and_gradients_are_as_exact_as_those_with_logits(autocast):
-    model = network("healthslm").train()
+    model = tiny_model("healthslm").train()
     model.load_state_dict({name: weight.bfloat16() for name, weight in model.state_dict().items()})  # exact in bf16
     exact = loss_and_gradients(model, input_ids=LABELS, labels=PARTLY_IGNORED)
     model = model.to(torch.float32 if autocast else torch.bfloat16)
@@ -77,7 +77,7 @@ def test_bf16_loss_and_gradients_are_as_exact_as_those_with_logits(autocast):
 
 
 def test_another_kind_of_lm_head_raises():
-    model = network("healthslm")
+    model = tiny_model("healthslm")
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(ValueError, match="needs an nn.Linear as lm_head, not Sequential"):
         model(LABELS, labels=LABELS, skip_logits=True)
@@ -88,7 +88,7 @@ def test_another_kind_of_lm_head_raises():
 @pytest.mark.parametrize("backend", ("eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)))
 def test_compiled_gradients_match_eager_ones(backend, checkpointing, autocast):
     """PyTorch 2.11 returns zero gradients for buffers that are written in place."""
-    model = network("healthslm", num_hidden_layers=1).train()
+    model = tiny_model("healthslm", num_hidden_layers=1).train()
     arguments = {"input_ids": LABELS, "labels": PARTLY_IGNORED, "skip_logits": True, "use_cache": False}
     plain = loss_and_gradients(model, **arguments)
     if checkpointing:
@@ -106,7 +106,7 @@ def test_compiled_gradients_match_eager_ones(backend, checkpointing, autocast):
 
 
 def test_lm_head_has_gradients_when_the_decoder_is_frozen():
-    model = network("healthslm", tie_word_embeddings=False).train()
+    model = tiny_model("healthslm", tie_word_embeddings=False).train()
     model.model.requires_grad_(False)
     model(LABELS, labels=LABELS, skip_logits=True).loss.backward()
     chunked = model.lm_head.weight.grad.clone()
@@ -130,7 +130,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("skip_logits", (True, False))
 def test_all_logits_are_never_in_memory(skip_logits):
-    model = network("healthslm", vocab_size=500).train()
+    model = tiny_model("healthslm", vocab_size=500).train()
     input_ids = random_ids(4, 60)
     with LargestTensor() as largest:
         model(input_ids, labels=input_ids, skip_logits=skip_logits).loss.backward()
@@ -141,18 +141,18 @@ def test_all_logits_are_never_in_memory(skip_logits):
 
 
 def test_no_logits_are_returned():
-    output = network("healthslm")(LABELS, labels=LABELS, skip_logits=True)
+    output = tiny_model("healthslm")(LABELS, labels=LABELS, skip_logits=True)
     assert output.logits is None
     assert output.loss.ndim == 0
 
 
 def test_missing_labels_raise():
     with pytest.raises(ValueError, match="pass `labels` too"):
-        network("healthslm")(LABELS, skip_logits=True)
+        tiny_model("healthslm")(LABELS, skip_logits=True)
 
 
 def test_packed_documents_have_the_loss_of_the_plain_computation():
-    model = network("healthslm").train()
+    model = tiny_model("healthslm").train()
     batch = {
         "input_ids": LABELS,
         "labels": LABELS,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import FAMILIES, network, random_ids
+from tiny_models import FAMILIES, random_ids, tiny_model
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
@@ -37,7 +37,7 @@ def loss_and_gradients(model: PreTrainedModel, **arguments) -> tuple[torch.Tenso
     ids=("plain", "packed", "llama, plain", "llama, packed"),
 )
 def test_gradient_checkpointing_saves_memory_and_keeps_gradients(family, arguments, use_reentrant):
-    model = network(family, num_hidden_layers=4).train()
+    model = tiny_model(family, num_hidden_layers=4).train()
 
     def saved_elements(**more) -> int:
         saved = 0
@@ -73,7 +73,7 @@ def test_gradient_checkpointing_saves_memory_and_keeps_gradients(family, argumen
     ),
 )
 def test_a_training_step_compiles_without_graph_breaks(family, attention, arguments):
-    model = network(family, attention=attention, num_hidden_layers=1).train()
+    model = tiny_model(family, attention=attention, num_hidden_layers=1).train()
     eager = loss_and_gradients(model, **arguments)
     compiled = loss_and_gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), **arguments)
     assert_close(compiled[0], eager[0])
@@ -88,7 +88,7 @@ def test_one_compiled_graph_works_for_all_lengths(family):
         graphs.append(graph)
         return graph
 
-    model = network(family, num_hidden_layers=1)
+    model = tiny_model(family, num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
     with torch.no_grad():
         for length in (12, 9, 30):
@@ -100,7 +100,7 @@ def test_one_compiled_graph_works_for_all_lengths(family):
 @either_family
 @pytest.mark.parametrize("strict", (pytest.param(True, marks=pytest.mark.slow), False))
 def test_an_exported_model_accepts_other_shapes_and_other_documents(family, strict):
-    model = network(family, num_hidden_layers=1)
+    model = tiny_model(family, num_hidden_layers=1)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = {"input_ids": random_ids(2, 12), "position_ids": torch.arange(12).repeat(2, 1)}
     exported = torch.export.export(
@@ -117,7 +117,7 @@ def test_an_exported_model_accepts_other_shapes_and_other_documents(family, stri
 @pytest.mark.parametrize("family", FAMILIES)
 def test_enable_input_require_grads_works_with_frozen_weights(family):
     """Adapters need it with gradient checkpointing."""
-    model = network(family).train().requires_grad_(False)
+    model = tiny_model(family).train().requires_grad_(False)
     model.enable_input_require_grads()
     seen = []
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(output))
@@ -158,7 +158,7 @@ def compare_tensor_parallel(folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", (True, False))
 def test_tensor_parallelism_matches_a_single_process(tied, tmp_path):
-    network("healthslm", tie_word_embeddings=tied).save_pretrained(tmp_path / "model")
+    tiny_model("healthslm", tie_word_embeddings=tied).save_pretrained(tmp_path / "model")
     script = tmp_path / "compare.py"
     script.write_text(f"import sys\n{inspect.getsource(compare_tensor_parallel)}\ncompare_tensor_parallel(sys.argv[1])")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 from accelerate import init_empty_weights
-from networks import FAMILIES, HEADS, HealthSLMConfig, network, network_class, network_config, random_ids
 from safetensors.torch import load_file
+from tiny_models import FAMILIES, HEADS, HealthSLMConfig, model_class, model_config, random_ids, tiny_model
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
@@ -24,19 +24,19 @@ class TestReleasedShape:
         attention = 2 * width * query_width + 2 * width * key_width
         expected = vocabulary * width + layers * (attention + 3 * width * feed_forward + 2 * width) + width
         with torch.device("meta"):
-            model = network_class("healthslm")(HealthSLMConfig())
+            model = model_class("healthslm")(HealthSLMConfig())
         assert model.num_parameters() == expected == 15_276_288
 
     def test_parameters_without_tying(self):
         with torch.device("meta"):
-            model = network_class("healthslm")(HealthSLMConfig(tie_word_embeddings=False))
+            model = model_class("healthslm")(HealthSLMConfig(tie_word_embeddings=False))
         assert model.num_parameters() == 15_276_288 + 32_000 * 256 == 23_468_288
 
 
 class TestInitialization:
     def test_matrices_are_normal_norms_are_one_and_padding_is_zero(self):
         torch.manual_seed(0)
-        model = network_class("healthslm")(HealthSLMConfig(num_hidden_layers=2))
+        model = model_class("healthslm")(HealthSLMConfig(num_hidden_layers=2))
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 assert torch.equal(parameter, torch.ones(256)), name
@@ -52,12 +52,12 @@ class TestInitialization:
 
     def test_weights_and_buffers_missing_from_a_file_are_initialized(self):
         """Loading creates the model on the meta device. Missing weights get the values of the constructor."""
-        config = network_config("healthslm")
+        config = model_config("healthslm")
         constructed, loaded = [], []
         for head in HEADS:
             torch.manual_seed(0)
-            constructed.append(network_class("healthslm", head)(config))
-            loaded.append(network_class("healthslm", head).from_pretrained(None, config=config, state_dict={}))
+            constructed.append(model_class("healthslm", head)(config))
+            loaded.append(model_class("healthslm", head).from_pretrained(None, config=config, state_dict={}))
         for built, missing in zip(constructed, loaded, strict=True):
             assert dict(built.named_parameters()).keys() == dict(missing.named_parameters()).keys()
             for name, buffer in built.named_buffers():
@@ -76,7 +76,7 @@ class TestSavingAndLoading:
     @pytest.mark.parametrize("head", HEADS)
     @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
     def test_a_loaded_model_computes_the_same(self, family, head, dtype, tmp_path):
-        model = network_class(family, head)._from_config(network_config(family), dtype=dtype).eval()
+        model = model_class(family, head)._from_config(model_config(family), dtype=dtype).eval()
         model.save_pretrained(tmp_path)
         loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -87,7 +87,7 @@ class TestSavingAndLoading:
 
     @pytest.mark.parametrize("max_shard_size", ("1GB", "20KB"))
     def test_tied_weights_are_saved_once_and_tied_when_loaded(self, family, max_shard_size, tmp_path):
-        model = network(family)
+        model = tiny_model(family)
         assert is_tied(model)
         model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
         files = list(tmp_path.glob("*.safetensors"))
@@ -98,7 +98,7 @@ class TestSavingAndLoading:
         assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
     def test_untied_weights_are_both_saved(self, family, tmp_path):
-        model = network(family, tie_word_embeddings=False)
+        model = tiny_model(family, tie_word_embeddings=False)
         assert not is_tied(model)
         model.save_pretrained(tmp_path)
         loaded = type(model).from_pretrained(tmp_path)
@@ -109,17 +109,17 @@ class TestSavingAndLoading:
     def test_a_new_head_keeps_the_pretrained_decoder(self, family, head, tmp_path):
         if (family, head) == ("llama", "ForQuestionAnswering"):
             pytest.skip("LlamaForQuestionAnswering uses another base_model_prefix")
-        pretrained = network(family)
+        pretrained = tiny_model(family)
         pretrained.save_pretrained(tmp_path)
-        loaded, report = network_class(family, head).from_pretrained(tmp_path, output_loading_info=True)
+        loaded, report = model_class(family, head).from_pretrained(tmp_path, output_loading_info=True)
         assert {name.split(".")[0] for name in report["missing_keys"]} <= {"score", "qa_outputs"}
         assert not report["unexpected_keys"]
         assert_close(loaded.base_model.state_dict(), pretrained.model.state_dict())
 
     def test_the_decoder_loads_from_a_model_with_a_head_and_back(self, family, tmp_path):
-        model = network(family)
+        model = tiny_model(family)
         model.save_pretrained(tmp_path / "causal")
-        base, report = network_class(family, "Model").from_pretrained(tmp_path / "causal", output_loading_info=True)
+        base, report = model_class(family, "Model").from_pretrained(tmp_path / "causal", output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         base.save_pretrained(tmp_path / "base")
         again, report = type(model).from_pretrained(tmp_path / "base", output_loading_info=True)
@@ -128,14 +128,14 @@ class TestSavingAndLoading:
         assert_close(again.state_dict(), model.state_dict())
 
     def test_saving_keeps_the_labels_of_the_configuration(self, family, tmp_path):
-        network(family, "ForTokenClassification", num_labels=5).save_pretrained(tmp_path)
+        tiny_model(family, "ForTokenClassification", num_labels=5).save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "config.json").read_text())
-        assert saved["architectures"] == [network_class(family, "ForTokenClassification").__name__]
+        assert saved["architectures"] == [model_class(family, "ForTokenClassification").__name__]
         assert len(saved["id2label"]) == 5
 
     @pytest.mark.parametrize("context", (init_empty_weights, lambda: torch.device("meta")), ids=("accelerate", "torch"))
     def test_weights_load_into_a_model_on_the_meta_device(self, family, context):
-        model = network(family)
+        model = tiny_model(family)
         with context():
             empty = type(model)(model.config)
         assert all(parameter.is_meta for parameter in empty.parameters())
@@ -152,7 +152,7 @@ class TestSavingAndLoading:
 class TestResizing:
     @pytest.mark.parametrize("size", (120, 60))
     def test_remaining_tokens_keep_their_logits(self, family, tied, size, tmp_path):
-        model = network(family, tie_word_embeddings=tied)
+        model = tiny_model(family, tie_word_embeddings=tied)
         input_ids = random_ids(2, 5) % 60
         before = model(input_ids).logits
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -168,14 +168,14 @@ class TestResizing:
         assert torch.equal(loaded(input_ids).logits, after)
 
     def test_new_tokens_can_be_trained(self, family, tied):
-        model = network(family, tie_word_embeddings=tied)
+        model = tiny_model(family, tie_word_embeddings=tied)
         model.resize_token_embeddings(101, mean_resizing=True)
         input_ids = torch.tensor([[99, 100, 5]])
         model(input_ids, labels=input_ids).loss.backward()
         assert model.get_input_embeddings().weight.grad[99:].abs().sum(-1).min() > 0
 
     def test_embeddings_can_be_replaced(self, family, tied):
-        model = network(family, tie_word_embeddings=tied)
+        model = tiny_model(family, tie_word_embeddings=tied)
         embeddings = torch.nn.Embedding(99, 32)
         model.set_input_embeddings(embeddings)
         assert model.get_input_embeddings() is model.model.embed_tokens is embeddings
@@ -187,7 +187,7 @@ class TestResizing:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", HEADS)
 def test_parallel_plans_name_existing_modules(family, head):
-    model = network(family, head)
+    model = tiny_model(family, head)
     names = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name, _ in model.named_modules()}
     assert model.tp_plan
     for pattern in model.tp_plan:
@@ -197,7 +197,7 @@ def test_parallel_plans_name_existing_modules(family, head):
 
 
 def test_parallel_plans_match_llama():
-    ours, llama = (network(family) for family in FAMILIES)
+    ours, llama = (tiny_model(family) for family in FAMILIES)
     assert ours.tp_plan == llama.tp_plan
     assert ours.pp_plan == llama.pp_plan
     assert type(ours)._fsdp_plan == type(llama)._fsdp_plan

@@ -43,6 +43,7 @@ def local(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_slurm_writes_the_same_bytes_as_one_machine(local, tmp_path, run_script):
     environment = slurm.install(tmp_path / "slurm")
     recipe = tmp_path / "recipe.yaml"
@@ -64,7 +65,7 @@ def test_slurm_writes_the_same_bytes_as_one_machine(local, tmp_path, run_script)
             directives
         )
         assert f"array=0-{tasks - 1}" in directives
-        assert slurm.checks_of_bash(script) == ""
+        assert slurm.bash_syntax_errors(script) == ""
     for earlier, later in zip(jobs, jobs[1:], strict=False):
         assert f"--dependency=afterok:{earlier.stem}" in later.with_suffix(".options").read_text()
 

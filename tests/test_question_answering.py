@@ -12,7 +12,7 @@ import torch
 from lm_eval.tasks import TaskManager
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import f1_score
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer
 from transformers import PreTrainedModel
 
 from healthslm.errors import UserError
@@ -56,7 +56,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 def always_yes(context: int) -> PreTrainedModel:
     """A model that always predicts the bytes of " yes", whatever it has read."""
-    model = small_model(max_position_embeddings=context)
+    model = byte_model(max_position_embeddings=context)
     zero_residual_projections(model)
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight.zero_()
@@ -67,7 +67,7 @@ def always_yes(context: int) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    return save(small_model(max_position_embeddings=256), tmp_path_factory.mktemp("model"))
+    return save(byte_model(max_position_embeddings=256), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def log_likelihood(model: PreTrainedModel, ids: list[int], option: list[int]) ->
 def test_options_are_scored_after_one_separator_and_their_question(model_folder, questions_file):
     """One by one here, in batches of different lengths there."""
     answers = ask(open_for_harness(model_folder), pubmedqa_task(questions_file))
-    model, expected = small_model(max_position_embeddings=256), []
+    model, expected = byte_model(max_position_embeddings=256), []
     for question in QUESTIONS:
         prompt = byte_tokenizer().encode(prompt_of(question), add_special_tokens=False)
         options = [byte_tokenizer().encode(f" {option}", add_special_tokens=False) for option in DECISIONS]
@@ -111,7 +111,7 @@ def test_a_prompt_that_exceeds_the_context_loses_its_beginning_and_is_counted(tm
     prompts = [byte_tokenizer().encode(prompt_of(question)) for question in QUESTIONS]
     context = len(prompts[2]) + len(" maybe") - 1
     assert [len(prompt) > len(prompts[2]) for prompt in prompts] == [True, True, False, True]
-    model = small_model(max_position_embeddings=context)
+    model = byte_model(max_position_embeddings=context)
     answers = ask(open_for_harness(save(model, tmp_path / "model")), pubmedqa_task(questions_file))
     assert answers.truncated == 3
     for prompt, measured in zip(prompts, answers.log_likelihoods, strict=True):
@@ -223,7 +223,7 @@ def test_hub_tasks_are_evaluated_if_their_data_are_available(model_folder, tmp_p
 
     answers = ask(open_for_harness(model_folder), hub_task("medqa_4options"))
     prompt = "Question: Which is 0?\nA. 0\nB. 1\nC. 2\nD. 3\nAnswer:"
-    model = small_model(max_position_embeddings=256)
+    model = byte_model(max_position_embeddings=256)
     ids = byte_tokenizer().encode(prompt)
     expected = [log_likelihood(model, ids, byte_tokenizer().encode(f" {letter}")[1:]) for letter in "ABCD"]
     np.testing.assert_allclose(answers.log_likelihoods[0], expected, rtol=1e-5)

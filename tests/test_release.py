@@ -313,9 +313,9 @@ def test_the_evaluation_page_shows_the_results_of_each_metric(released):
         assert f"{memorization[split]['matching_tokens']['mean']:.1%} (" in text
         assert f"| {memorization[split]['abstracts']['bits_per_byte']:.4f} |" in text
     assert "too few documents to tell" in text
-    footprint = read_json(released / "results/footprint.json")
-    assert f"| fp32 | {footprint['sizes']['precisions']['fp32']['file_bytes']:,} |" in text
-    assert f"of {footprint['machine']}." in text and f"torch {importlib.metadata.version('torch')}" in text
+    quantization = read_json(released / "results/quantization.json")
+    assert f"| fp32 | {quantization['precisions']['fp32']['file_bytes']:,} |" in text
+    assert f"on {quantization['machine']}." in text and f"torch {importlib.metadata.version('torch')}" in text
     assert f"`{hashlib.sha256((released / 'model.safetensors').read_bytes()).hexdigest()}`" in text
 
 
@@ -395,9 +395,9 @@ def test_a_release_that_failed_late_does_not_evaluate_again(inputs, options, roo
         patch.setattr(release_module, "write_pages", fail)
         with pytest.raises(OSError, match="No space left"):
             release(options(root, run=run))
-    first = (run / "results/footprint.json").read_bytes()
+    first = (run / "results/quantization.json").read_bytes()
     release(options(root, run=run))
-    assert (root / "results/footprint.json").read_bytes() == first
+    assert (root / "results/quantization.json").read_bytes() == first
 
 
 def test_a_model_that_is_not_better_is_refused_naming_both_results(inputs, released_copy, run_script_here):

@@ -10,9 +10,8 @@ import pytest
 import torch
 import transformers
 from clean_process import result_of, start_clean_process
-from networks import HEADS, REPOSITORY, random_ids
 from safetensors import safe_open
-from small_model import byte_tokenizer, small_model
+from tiny_models import HEADS, REPOSITORY, byte_model, byte_tokenizer, random_ids
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}
@@ -76,7 +75,7 @@ def open_causal_lm(folder: str, ids: str, shared_folder: str, processes: str = "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "small-model"
-    small_model().save_pretrained(folder)
+    byte_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -94,7 +93,7 @@ def opened(folder: Path, copy: Path) -> dict:
 
 
 def expected_logits() -> torch.Tensor:
-    return small_model()(random_ids(2, 9)).logits
+    return byte_model()(random_ids(2, 9)).logits
 
 
 def test_a_clean_process_opens_every_class_from_the_folders_own_code(opened: dict) -> None:
@@ -149,7 +148,7 @@ def logits_in_a_spawned_process(model: PreTrainedModel, ids: torch.Tensor) -> li
 @pytest.mark.slow
 def test_a_model_can_be_passed_to_a_spawned_process() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        logits = pool.submit(logits_in_a_spawned_process, small_model(), random_ids(2, 9)).result()
+        logits = pool.submit(logits_in_a_spawned_process, byte_model(), random_ids(2, 9)).result()
     torch.testing.assert_close(torch.tensor(logits), expected_logits())
 
 
@@ -163,7 +162,7 @@ def test_two_processes_at_once_share_an_empty_modules_cache(folder: Path, tmp_pa
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_folder_saved_with_one_head_opens_with_the_others(head: str, tmp_path: Path) -> None:
-    saved = small_model(head)
+    saved = byte_model(head)
     saved.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [f"HealthSLM{head}"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
-from networks import network, random_ids
 from safetensors.torch import load_file
+from tiny_models import random_ids, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModel, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -121,13 +121,13 @@ def registered_backends() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    network("healthslm").save_pretrained(folder)
+    tiny_model("healthslm").save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_requests_in_one_batch_get_the_same_logits_as_alone(folder: Path, backend: str) -> None:
-    model, engine = network("healthslm"), Engine(folder, backend)
+    model, engine = tiny_model("healthslm"), Engine(folder, backend)
     texts = {"first": random_ids(3, 14)[0], "second": random_ids(3, 14)[1], "late": random_ids(3, 14)[2]}
     expected = {name: model(ids[None]).logits[0] for name, ids in texts.items()}
     served = {"first": [], "second": [], "late": []}
@@ -153,7 +153,7 @@ class ShapeOnlyAttention:
 
 def served_model(device: str = "cpu") -> PreTrainedModel:
     with torch.device(device):
-        return network("healthslm", "Model", attention="vllm")
+        return tiny_model("healthslm", "Model", attention="vllm")
 
 
 def run_without_values(model: PreTrainedModel, ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -189,7 +189,7 @@ def test_a_batch_of_requests_longer_than_the_context_does_not_warn(messages) -> 
     ids = random_ids(1, 77)
     run_without_values(served_model(), ids, torch.arange(77)[None])
     assert "77" not in messages.text
-    network("healthslm", "Model")(input_ids=ids)
+    tiny_model("healthslm", "Model")(input_ids=ids)
     assert "77" in messages.text
 
 
@@ -202,7 +202,7 @@ class MissingLayer(nn.Module):
 
 @torch.no_grad()
 def test_two_pipeline_stages_split_by_the_plan_match_the_whole_model() -> None:
-    first, second, whole = network("healthslm", "Model"), network("healthslm", "Model"), network("healthslm", "Model")
+    first, second, whole = (tiny_model("healthslm", "Model") for _ in range(3))
     before, layers, after = whole.config.base_model_pp_plan
     first.get_submodule(layers)[1] = MissingLayer()
     first.set_submodule(after, MissingLayer())
@@ -224,7 +224,7 @@ def test_every_model_in_auto_map_supports_attention_backends(repository: Path) -
 
 
 def test_the_base_model_is_the_decoder_and_has_one_list_of_layers() -> None:
-    model = network("healthslm", "Model")
+    model = tiny_model("healthslm", "Model")
     assert model.get_decoder() is model
     (layers,) = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     assert [layer.self_attn.layer_idx for layer in layers] == list(range(model.config.num_hidden_layers))
@@ -240,7 +240,7 @@ class ShapeOnlyCache:
 def test_forward_in_continuous_batching_does_not_read_values() -> None:
     """As CUDA graphs require, also with more tokens in total than the context."""
     with torch.device("meta"):
-        model = network("healthslm")
+        model = tiny_model("healthslm")
         ids, mask, bounds = torch.zeros(1, 77).long(), torch.zeros(1, 1, 77, 77), torch.zeros(4).int()
     output = model(ids, mask, position_ids=ids, past_key_values=ShapeOnlyCache(), cu_seq_lens_q=bounds, use_cache=True)
     assert output.logits.shape == (1, 77, 99)
@@ -248,7 +248,7 @@ def test_forward_in_continuous_batching_does_not_read_values() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "paged|eager"])
 def test_continuous_batching_generates_the_same_tokens_as_each_prompt_alone(attention: str, messages) -> None:
-    model = network("healthslm", attention=attention.removeprefix("paged|"))
+    model = tiny_model("healthslm", attention=attention.removeprefix("paged|"))
     greedy = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=1)
     prompts = [random_ids(3, 30)[0, :30], random_ids(3, 30)[1, :7], random_ids(3, 30)[2, :29]]
     expected = [model.generate(prompt[None], generation_config=greedy)[0, len(prompt) :] for prompt in prompts]

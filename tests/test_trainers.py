@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import random_ids
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer, random_ids
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +37,7 @@ def skipping_logits(rows: list[dict]) -> dict:
 
 def trainer(folder: Path, model: PreTrainedModel | None = None, collator=default_data_collator, **options) -> Trainer:
     return Trainer(
-        model=model or small_model(),
+        model=model or byte_model(),
         args=TrainingArguments(**arguments(folder, **options)),
         train_dataset=examples(),
         eval_dataset=examples(),
@@ -120,7 +119,7 @@ def loss_one_by_one(model: PreTrainedModel, documents: list[torch.Tensor]) -> to
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("bounds", [False, True])
 def test_transformers_flattened_batches_keep_documents_apart(attention: str, bounds: bool) -> None:
-    model = small_model(attention=attention)
+    model = byte_model(attention=attention)
     documents = [random_ids(20)[:7], random_ids(20)[7:11], random_ids(20)[11:]]
     collator = DataCollatorWithFlattening(return_flash_attn_kwargs=bounds)
     batch = collator([{"input_ids": ids.tolist()} for ids in documents])
@@ -148,7 +147,7 @@ def sft_trainer(folder: Path, model: PreTrainedModel | str, dataset=None, peft_c
 @pytest.mark.parametrize("packing", [False, True])
 def test_sft_saves_the_trained_weights(packing: bool, tmp_path: Path) -> None:
     base, trained = tmp_path / "base", tmp_path / "trained"
-    small_model().save_pretrained(base)
+    byte_model().save_pretrained(base)
     training = sft_trainer(trained, str(base), packing=packing, trust_remote_code=True, max_steps=4)
     training.train()
     assert losses(training)[-1] < losses(training)[0]
@@ -158,7 +157,7 @@ def test_sft_saves_the_trained_weights(packing: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_sft_packing_keeps_documents_apart(attention: str, tmp_path: Path) -> None:
-    model = small_model(attention=attention)
+    model = byte_model(attention=attention)
     training = sft_trainer(tmp_path, model, packing=True)
     batch = next(iter(training.get_train_dataloader()))
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
@@ -172,10 +171,10 @@ def test_sft_trains_an_adapter_on_completions(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     dataset = sentences().map(lambda row: {"prompt": row["text"][:-6], "completion": row["text"][-6:]})
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    training = sft_trainer(tmp_path, small_model(), dataset.remove_columns("text"), lora)
+    training = sft_trainer(tmp_path, byte_model(), dataset.remove_columns("text"), lora)
     batch = next(iter(training.get_train_dataloader()))
     assert ((batch["labels"] != -100).sum(-1) == len("given.") + 1).all()  # and the separator that ends it
     training.train()
     training.save_model()
-    restored = peft.PeftModel.from_pretrained(small_model(), tmp_path)
+    restored = peft.PeftModel.from_pretrained(byte_model(), tmp_path)
     torch.testing.assert_close(logits(restored), logits(training.model), rtol=0, atol=0)

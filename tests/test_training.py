@@ -170,7 +170,7 @@ def test_training_starts_from_the_weights_of_a_folder(finished_run, options, tmp
 
 @pytest.fixture(scope="module")
 def other_tokens(sample_folders, tmp_path_factory) -> Path:
-    """The same corpus by another tokenizer of the same size: two of its tokens have changed places."""
+    """The same corpus, tokenized with two tokens of the vocabulary swapped."""
     root = tmp_path_factory.mktemp("other")
     shutil.copytree(sample_folders.tokenizer, root / "tokenizer")
     path = root / "tokenizer/tokenizer.json"
@@ -245,7 +245,7 @@ def gradients_of(
     return accumulate_gradients(accelerator, model, batches)
 
 
-def test_four_micro_batches_of_one_row_give_the_gradients_of_one_of_four(sample_folders, fp32):
+def test_four_micro_batches_of_one_sequence_give_the_gradients_of_one_of_four(sample_folders, fp32):
     sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     found = []
     for micro_batch_size in (1, 4):
@@ -256,11 +256,11 @@ def test_four_micro_batches_of_one_row_give_the_gradients_of_one_of_four(sample_
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_the_loss_of_an_update_is_the_mean_over_its_tokens(sample_folders, fp32):
+def test_the_loss_of_a_step_is_the_mean_over_its_tokens(sample_folders, fp32):
     sequences = PackedSequences(TokenizedSplit(sample_folders.tokens, "train"), context=64, seed=0)
     model = make_model(TINY_MODEL).train()
     loss = gradients_of(model, sequences, range(4), 2)
-    # Each document of each sequence by itself, so that nothing but the definition is at work.
+    # By definition: each document of each sequence on its own.
     batch = {name: torch.from_numpy(array) for name, array in sequences.batch(range(4)).items()}
     nats = []
     for inputs, labels, indices in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):

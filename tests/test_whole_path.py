@@ -1,44 +1,30 @@
-"""The scripts from NCBI's server to tokens lose, invent and leave incomplete nothing, whatever the network does and
-whenever a run is killed."""
+"""The pipeline from NCBI's server to tokens loses nothing and adds nothing, even if downloads fail."""
 
 import filecmp
 import gzip
 import json
-import os
-import random
 import re
-import shutil
-import signal
 import subprocess
-import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ncbi_server import serving, write_pubmed_file
+from pipeline_folders import SAMPLE
+from random_documents import random_rows, random_text, write_rows
 from tokenizers import Tokenizer
 
-from healthslm.corpus.build import CorpusOptions, build_corpus
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SAMPLE = REPOSITORY / "sample" / "pubmed"
 SPLITS = ("train", "validation", "test")
-MADE = ("records", "signatures", "corpus", "tokens")
 MAY_BE_SCRUBBED = re.compile(r"@|©|\(c\)|\b(copyright|published|email|rights)\b", re.IGNORECASE)
 
-# A file of that name is on the server: whoever follows one of these gets a valid file.
+# The server has a file of that name, so following any of these links would download a valid file.
 ODD_LINKS = [
     "../updatefiles/pubmed26n0004.xml.gz",
     "../../pubmed26n0001.xml.gz",
@@ -52,41 +38,9 @@ ODD_LINKS = [
 ]
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
-@cache
-def english_words() -> list[str]:
-    document = ElementTree.parse(SAMPLE / "pubmedsample26n0001.xml")
-    texts = (" ".join(section.itertext()) for section in document.iter("AbstractText"))
-    return sorted({word for text in texts for word in re.findall(r"\b[a-z]{2,}\b", text)})
-
-
-def made_text(seed: object) -> str:
-    """English words in a row that no other seed gives."""
-    return f"{' '.join(random.Random(str(seed)).choices(english_words(), k=150)).capitalize()}."
-
-
-def made_rows(name: str, count: int) -> list[dict[str, Any]]:
-    return [
-        {"id": f"{name}:{number}", "kind": "text", "title": f"Text {number}", "text": made_text((name, number))}
-        for number in range(count)
-    ]
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:  # the rows may hold other line breaks than those between them
         return [json.loads(line) for line in file]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# From the server to tokens
 
 
 @dataclass(frozen=True)
@@ -101,20 +55,20 @@ class Input:
 
 
 def sample_input(root: Path) -> Input:
-    """The embedded sample under NCBI's names, and made text."""
+    """The embedded sample under NCBI's names, and random text."""
     for number, folder in enumerate(("baseline", "updatefiles", "updatefiles"), start=1):
         content = (SAMPLE / f"pubmedsample26n000{number}.xml").read_bytes()
         write_pubmed_file(root / "ncbi" / folder / f"pubmed26n000{number}.xml.gz", content)
     held_out = root / "questions.jsonl"
     held_out.parent.mkdir(exist_ok=True)
-    questions = [{"pmid": str(99_000_001 + number), "CONTEXTS": [made_text(f"q{number}")]} for number in range(5)]
+    questions = [{"pmid": str(99_000_001 + number), "CONTEXTS": [random_text(f"q{number}")]} for number in range(5)]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    rows = made_rows("other", 100) + leaks(held_out)
+    rows = random_rows("other", 100) + leaks(held_out)
     return Input(root / "ncbi", write_rows(root / "other.parquet", rows), [held_out], 600)
 
 
 def real_input(root: Path, test_data: Path, numbers: range) -> Input:
-    """Files of NCBI's, and a sample of other real text, with PubMedQA's questions held out."""
+    """NCBI's files and a sample of other real text, with PubMedQA's questions held out."""
     for path in test_data.glob("pubmed/*/pubmed26n*"):
         if int(path.name[9:13]) in numbers:
             target = root / "ncbi" / path.parent.name / path.name
@@ -126,12 +80,16 @@ def real_input(root: Path, test_data: Path, numbers: range) -> Input:
 
 
 def leaks(held_out: Path) -> list[dict[str, Any]]:
-    """Documents that must not reach training: one has a held-out PMID, one its text, one a held-out text within."""
+    """Documents that must not reach training: with a held-out PMID, with a held-out text, and with one inside."""
     first, second, third = read_lines(held_out)[:3]
     return [
-        {"id": first["pmid"], "kind": "abstract", "text": made_text("leak by PMID")},
+        {"id": first["pmid"], "kind": "abstract", "text": random_text("leak by PMID")},
         {"id": "leak:2", "kind": "text", "text": "\n".join(second["CONTEXTS"])},
-        {"id": "leak:3", "kind": "text", "text": f"{made_text('before')} {third['CONTEXTS'][0]} {made_text('after')}"},
+        {
+            "id": "leak:3",
+            "kind": "text",
+            "text": f"{random_text('before')} {third['CONTEXTS'][0]} {random_text('after')}",
+        },
     ]
 
 
@@ -139,11 +97,11 @@ def leaks(held_out: Path) -> list[dict[str, Any]]:
     "name",
     [
         "sample",
-        "small real files",
+        pytest.param("small real files", marks=pytest.mark.slow),
         pytest.param("a file of the baseline", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
-def test_the_path_from_ncbis_server_to_tokens_loses_and_invents_nothing(name, tmp_path, request, run_script):
+def test_the_pipeline_from_ncbis_server_to_tokens_loses_and_adds_nothing(name, tmp_path, request, run_script):
     if name == "sample":
         given = sample_input(tmp_path)
     else:
@@ -173,11 +131,11 @@ def run_all_stages(
         server.odd_links = ODD_LINKS
         server.faults[paths[0]] = ["cut"]
         server.faults[paths[-1]] = ["wrong bytes"]
-        said = run("download_pubmed", "--files", "all", "--output", root / "pubmed", "--base-url", server.base_url)
+        log = run("download_pubmed", "--files", "all", "--output", root / "pubmed", "--base-url", server.base_url)
         tries = Counter(path for path in server.requests if path.endswith(".xml.gz"))
     assert tries == Counter(paths) + Counter([paths[0], paths[-1]])
     for link in ODD_LINKS:
-        assert f"ignored {link!r}" in said
+        assert f"ignored {link!r}" in log
 
     corpus, tokenizer, tokens = root / "corpus", root / "tokenizer", root / "tokens"
     arguments = ["--pubmed", root / "pubmed", "--sources", given.other_text, "--held-out", *given.held_out]
@@ -205,7 +163,7 @@ class XmlRecord:
 
 
 def read_xml(path: Path) -> list[XmlRecord]:
-    """The records of a file in their order, from the whole document."""
+    """The records of a file, in order, parsed as one document."""
     records = []
     for child in ElementTree.fromstring(gzip.decompress(path.read_bytes())):
         if child.tag == "DeleteCitation":
@@ -224,7 +182,7 @@ def number_and_version(pmid: ElementTree.Element) -> tuple[int, int]:
 
 
 def newest_records(files: dict[str, list[XmlRecord]]) -> dict[int, tuple[str, XmlRecord]]:
-    """PubMed's state after all files: of each PMID the last record of the highest version, be it a deletion."""
+    """PubMed's state after all files: for each PMID, the last record of the highest version, even if a deletion."""
     state: dict[int, tuple[str, XmlRecord]] = {}
     for file, records in files.items():
         for record in records:
@@ -287,7 +245,7 @@ def corpus_rows(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def assert_that_texts_are_of_the_newest_records(files: dict[str, list[XmlRecord]], root: Path) -> None:
-    """By the titles without markup, and by the abstracts of one part without it that hold nothing to be scrubbed."""
+    """Compare titles without markup, and abstracts of a single section without markup or text that is scrubbed."""
     state = newest_records(files)
     titles = texts = 0
     for row in corpus_rows(root):
@@ -315,7 +273,8 @@ def assert_that_held_out_text_is_not_in_training(held_out: list[Path], root: Pat
     questions = [question for path in held_out for question in read_lines(path)]
     pmids = {f"pmid:{question['pmid']}" for question in questions}
     contexts = [context.split() for question in questions for context in question["CONTEXTS"]]
-    # Found by their first eight words, and then compared as a whole. Shorter than 13 words is no text of its own.
+    # Contexts are found by their first eight words, then compared word by word. Those of fewer than 13 words may occur
+    # in any text.
     by_start = {tuple(words[:8]): words for words in contexts if len(words) >= 13}
     for row in corpus_rows(root):
         assert row["id"] not in pmids
@@ -330,7 +289,7 @@ def assert_that_held_out_text_is_not_in_training(held_out: list[Path], root: Pat
 
 
 def assert_that_tokens_spell_the_corpus(root: Path) -> None:
-    """Read by NumPy and the tokenizers library alone."""
+    """Read the tokens with NumPy and the tokenizers library only."""
     tokenizer = Tokenizer.from_file(str(root / "tokens" / "tokenizer" / "tokenizer.json"))
     info = json.loads((root / "tokens" / "tokens.json").read_text())
     rows = list(corpus_rows(root))
@@ -348,235 +307,3 @@ def assert_that_tokens_spell_the_corpus(root: Path) -> None:
         assert decoded == expected
         assert len(expected) > 0
         assert info["splits"][split]["documents"] == len(expected)
-
-
-# Runs that are killed
-
-
-TASKS = {"parse": 3, "screen": 7, "select": 1, "write": 7, "finish": 1}
-"""The steps that build the corpus of `killable`, in their order, and the number of their tasks."""
-STAGES = [*TASKS, "tokenize"]
-_KILLED = ["parse", "screen", "select", "write", "finish", "tokenize"]
-MOMENTS = list(zip(_KILLED, random.Random(26).sample(range(1, 100), len(_KILLED)), strict=True))
-"""When to kill: in each stage, after a percentage of its time."""
-
-
-@dataclass(frozen=True)
-class Killable:
-    """A run of several seconds that can be started anywhere, and what it gives when nothing kills it."""
-
-    inputs: Path
-    whole: Path
-    seconds: dict[str, float]
-    """How long each stage takes."""
-
-    def start(self, script: str, root: Path) -> subprocess.Popen:
-        """Start a stage in `root`, as the first process of a group of its own."""
-        inputs = {
-            "build_corpus": ["--pubmed", SAMPLE, "--sources", self.inputs / "texts"],
-            "tokenize_corpus": ["--corpus", root / "corpus", "--tokenizer", self.inputs / "tokenizer"],
-        }[script]
-        output = root / {"build_corpus": "corpus", "tokenize_corpus": "tokens"}[script]
-        command = [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *inputs, "--output", output, "--workers", 2]
-        root.mkdir(exist_ok=True)
-        with (root / f"{script}.log").open("ab") as log:
-            return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=log)
-
-    def run_to_end(self, script: str, root: Path) -> None:
-        assert self.start(script, root).wait() == 0, (root / f"{script}.log").read_text()
-
-    def run(self, root: Path) -> None:
-        """Run all stages to their end."""
-        for script in ("build_corpus", "tokenize_corpus"):
-            self.run_to_end(script, root)
-
-    def kill(self, root: Path, stage: str, seconds: float) -> None:
-        """Run until `seconds` after the stage has begun, then kill all processes."""
-        if stage == "tokenize":
-            self.run_to_end("build_corpus", root)
-        process = self.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", root)
-        wait_until(lambda: has_begun(root, stage))
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if condition():
-            return
-        time.sleep(0.002)
-    raise AssertionError("waited in vain")
-
-
-def marks(root: Path, stage: str, kind: str = "completions") -> int:
-    """How many tasks of a stage have left a mark that they are done, or a log since they have begun."""
-    folder = root / ("tokens.work" if stage == "tokenize" else "corpus.work") / "logs" / stage / kind
-    return len(list(folder.glob("*")))
-
-
-def has_begun(root: Path, stage: str) -> bool:
-    if stage in ("select", "finish"):
-        before = STAGES[STAGES.index(stage) - 1]
-        return marks(root, before) == TASKS[before]
-    return marks(root, stage, "logs") > 0
-
-
-def is_under_way(root: Path, stage: str) -> bool:
-    if stage == "tokenize":
-        return has_begun(root, stage) and not (root / "tokens").exists()
-    return has_begun(root, stage) and marks(root, stage) < TASKS[stage]
-
-
-@pytest.fixture(scope="module")
-def killable(tmp_path_factory: pytest.TempPathFactory, run_script) -> Killable:
-    root = tmp_path_factory.mktemp("killable")
-    for number in range(4):
-        write_rows(root / "inputs" / "texts" / f"made-{number}.parquet", made_rows(f"made-{number}", 600))
-    run = Killable(root / "inputs", root / "whole", seconds={})
-    measure(run, "build_corpus", TASKS)
-    arguments = ["--corpus", run.whole / "corpus", "--output", run.inputs / "tokenizer", "--vocab-size", 1000]
-    assert run_script("train_tokenizer", *arguments).returncode == 0
-    measure(run, "tokenize_corpus", ["tokenize"])
-    return run
-
-
-def measure(run: Killable, script: str, stages: Iterable[str]) -> None:
-    process = run.start(script, run.whole)
-    for stage in stages:
-        wait_until(lambda stage=stage: has_begun(run.whole, stage) or process.poll() is not None)
-        begun = time.monotonic()
-        wait_until(lambda stage=stage: not is_under_way(run.whole, stage) or process.poll() is not None)
-        run.seconds[stage] = time.monotonic() - begun
-    assert process.wait() == 0, (run.whole / f"{script}.log").read_text()
-
-
-def made(root: Path) -> dict[str, bytes]:
-    """All that the stages leave, but for their logs."""
-    names = tuple(f"{folder}/" for folder in MADE)
-    return {name: content for name, content in contents(root).items() if name.startswith(names)}
-
-
-def assert_that_nothing_is_half_written(root: Path, whole: dict[str, bytes]) -> None:
-    """Files beside the corpus are whole or not there, and so is the corpus, and so are the tokens."""
-    final = {name: content for name, content in made(root).items() if ".partial-" not in name}
-    assert final.items() <= whole.items()
-    for folder in ("corpus/", "tokens/"):
-        names = {name for name in final if name.startswith(folder)}
-        assert names in (set(), {name for name in whole if name.startswith(folder)})
-
-
-def assert_that_the_run_ended_well(root: Path, whole: dict[str, bytes]) -> None:
-    assert made(root) == whole
-    assert not list(root.rglob("*.partial-*"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("stage", "percent"), MOMENTS)
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(killable, tmp_path, stage, percent):
-    whole = made(killable.whole)
-    for attempt in range(8):
-        root = tmp_path / str(attempt)
-        killable.kill(root, stage, killable.seconds[stage] * percent / 100 / 2**attempt)
-        assert_that_nothing_is_half_written(root, whole)
-        if is_under_way(root, stage):
-            break
-    else:
-        raise AssertionError(f"{stage} was never hit")
-    killable.run(root)
-    assert_that_the_run_ended_well(root, whole)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("stage", ["screen", "write", "tokenize"])
-def test_processes_end_with_the_one_that_started_them_and_do_not_disturb_the_next_run(killable, tmp_path, stage):
-    """They could otherwise write files of other options than those of the next run."""
-    if stage == "tokenize":
-        killable.run_to_end("build_corpus", tmp_path)
-    process = killable.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", tmp_path)
-    wait_until(lambda: marks(tmp_path, stage, "logs") >= 2)
-    workers = [worker for child in psutil.Process(process.pid).children() for worker in child.children()]
-    done = marks(tmp_path, stage)
-    process.kill()  # not its workers
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    still_done = marks(tmp_path, stage)
-    killable.run(tmp_path)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    assert len(workers) == 2 and not alive
-    assert still_done == done
-    assert_that_the_run_ended_well(tmp_path, made(killable.whole))
-
-
-KILLED_BUILD = """
-import os, re, signal, sys
-from pathlib import Path
-from healthslm.corpus.build import CorpusOptions, build_corpus
-
-output, pubmed, min_words, operation, path = sys.argv[1:]
-
-def watch(event, arguments):
-    if event == operation and re.search(path, str(arguments[0])):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
-sizes = {"min_words": int(min_words), "validation_fraction": 0.1}
-build_corpus(CorpusOptions(output=Path(output), pubmed=Path(pubmed), workers=1, **sizes))
-"""
-
-
-def build_until(root: Path, operation: str, path: str, min_words: int = 20) -> None:
-    """Build the sample's corpus until just before it renames or removes the path that the pattern fits."""
-    arguments = [str(root / "corpus"), str(SAMPLE), str(min_words), operation, path]
-    done = subprocess.run([sys.executable, "-c", KILLED_BUILD, *arguments], cwd=REPOSITORY, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-
-
-def build_sample(root: Path, min_words: int = 20) -> dict[str, bytes]:
-    sizes = {"min_words": min_words, "validation_fraction": 0.1}
-    build_corpus(CorpusOptions(output=root / "corpus", pubmed=SAMPLE, workers=1, **sizes))
-    return made(root)
-
-
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("older")
-    build_sample(root, min_words=60)
-    return root
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return build_sample(tmp_path_factory.mktemp("newer"))
-
-
-@pytest.mark.parametrize(
-    ("operation", "path", "stands"),
-    [
-        ("os.rename", r"\.partial-\w+/report\.json$", "older"),
-        ("os.rmdir", r"/\.report\.json\.partial-\w+$", "older"),
-        ("os.rename", r"/corpus\.work/output$", None),  # the older has left its place, the newer not taken it
-        ("os.rmdir", r"/corpus\.work/output\.old$", "newer"),  # that is the older
-    ],
-)
-def test_a_run_killed_while_it_replaces_a_corpus_goes_on_to_the_same_bytes(
-    older, newer, tmp_path, operation, path, stands
-):
-    root = tmp_path / "root"
-    shutil.copytree(older, root)
-    build_until(root, operation, path)
-    found = {name: content for name, content in made(root).items() if name.startswith("corpus/")}
-    everything = {"older": made(older), "newer": newer, None: {}}[stands]
-    assert found == {name: content for name, content in everything.items() if name.startswith("corpus/")}
-    assert build_sample(root) == newer
-    assert not list(root.rglob("*.partial-*"))
-
-
-def test_a_run_killed_while_it_clears_away_the_work_of_another_leaves_none_to_go_on_with(newer, tmp_path):
-    build_until(tmp_path, "os.rename", r"\.partial-\w+/report\.json$")
-    build_until(tmp_path, "shutil.rmtree", r"/corpus\.work$", min_words=60)
-    assert not (tmp_path / "corpus.work" / "key").exists()  # it goes first: the order of the rest is not known
-    assert build_sample(tmp_path) == newer

@@ -1,8 +1,8 @@
-"""`scripts/pretrain.py` for tests: in fp32, with a failure of one process, and with a record of what each one did.
+"""Pretrain in fp32, record what each process does, and make one process fail if a test asks for it.
 
     python tests/watched_pretrain.py '{"record": "record"}' --recipe recipe.yaml
 
-Processes started by torchrun, `accelerate launch` or a scheduler find each other by their environment, as usual.
+The processes are started by torchrun, `accelerate launch` or a scheduler, as those of `scripts/pretrain.py` are.
 """
 
 import gc
@@ -30,7 +30,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 @dataclass
 class Watch:
-    """What a test asks for. Failures happen to the process of rank 1 only, in a step counted from 1."""
+    """What a test asks for. Only the process of rank 1 fails, in a step counted from 1."""
 
     record: str
     """Folder for RANK.json and RANK.wrapped. The first has `sequences`, the indices and tokens that the process read,
@@ -78,7 +78,7 @@ def watch_over(watch: Watch) -> None:
         Path(watch.record, f"{RANK}.json").write_text(json.dumps(record))
 
     def end_training(self: Accelerator) -> None:
-        # isinstance would ask lazy modules for their class, and so import them.
+        # isinstance would read the class of lazy modules, which imports them.
         wrapped = sum(type(held) is DistributedDataParallel for held in gc.get_objects())
         Path(watch.record, f"{RANK}.wrapped").write_text(str(wrapped))
         end_of_accelerate(self)

@@ -1,4 +1,4 @@
-"""Building the corpus: turns PubMed's XML and other text into training, validation and test documents in Parquet.
+"""Build the corpus: turn PubMed's XML and other text into training, validation and test documents in Parquet.
 
     pubmed/ -> records/ -> signatures/ -> corpus/{train,validation,test}/
 
@@ -43,9 +43,9 @@ from healthslm.corpus.splits import CORPUS_VERSION, DROPPED, ChunkSplitter, Drop
 from healthslm.documents import SPLITS, split_position
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, naming_full_disk, read_json, remove_partials, write_json
+from healthslm.fingerprints import has_fingerprint, make_fingerprint
 from healthslm.options import OptionError
 from healthslm.pipeline import Call, Step, WorkFolder, run_steps
-from healthslm.tables import has_fingerprint, make_fingerprint
 
 logger = logging.getLogger(__name__)
 

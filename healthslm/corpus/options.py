@@ -41,9 +41,9 @@ class CorpusOptions(ExecutorOptions):
     id_columns: list[str] = field(default_factory=lambda: list(ID_COLUMNS))
     """Names of the id column in other text; the first that a row has is read."""
     title_columns: list[str] = field(default_factory=lambda: list(TITLE_COLUMNS))
-    """Names of the title column, likewise."""
+    """Names of the title column in other text; the first that a row has is read."""
     text_columns: list[str] = field(default_factory=lambda: list(TEXT_COLUMNS))
-    """Names of the text column, likewise."""
+    """Names of the text column in other text; the first that a row has is read."""
     held_out: list[Path] = field(default_factory=list)
     """Evaluation files (.parquet, .jsonl). Documents that share an id, a near-duplicate text or 13 words in a row with
     them are dropped."""

@@ -12,7 +12,7 @@ from datatrove.pipeline.base import PipelineStep
 from healthslm.corpus.pubmed import RETRACTED_TYPES, RETRACTION_NOTICE_TYPES, read_records
 from healthslm.corpus.scrubbing import scrub
 from healthslm.documents import pmid_id
-from healthslm.tables import FingerprintedWriter
+from healthslm.fingerprints import FingerprintedWriter
 
 RECORDS_VERSION = 1
 """Version of the record files. Raise it after any change by which the same XML gives other records (in pubmed.py,

@@ -23,7 +23,7 @@ from healthslm.corpus.signatures import minhash_bands, ngram_hashes
 from healthslm.corpus.sources import Source
 from healthslm.documents import hash_key, split_of, text_hash
 from healthslm.errors import UserError
-from healthslm.tables import FingerprintedWriter
+from healthslm.fingerprints import FingerprintedWriter
 
 SIGNATURES_VERSION = 1
 """Version of the signature files. Raise it after any change by which the same document gets another signature (in this

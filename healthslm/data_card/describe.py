@@ -8,13 +8,11 @@
 """
 
 import importlib.metadata
-import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from healthslm import markdown
@@ -120,39 +118,34 @@ def render_page(title: str, report: dict[str, Any], statistics: Statistics, toke
     years: dict[int | None, int] = dict(statistics["years"])
     years_unstated = years.pop(None, 0)
     bands, rows_per_band = report["selection"]["bands"], report["selection"]["rows"]
-    return _template().render(
-        title=title,
-        metadata=_metadata(title, report, statistics),
-        report=report,
-        totals={"documents": documents, "chunks": chunks, "bytes": num_bytes, "addresses": addresses},
-        dropped=sum(report["dropped"].values()),
-        columns=DOCUMENT_SCHEMA.names,
-        splits=_splits(report, tokens),
-        sources=shorten(statistics["sources"], MAX_SOURCES),
-        largest_source=sum_by(statistics["sources"], column=0)[0],
-        licenses=sum_by(statistics["sources"], column=1),
-        kinds=statistics["kinds"],
-        years=years,
-        years_unstated=years_unstated,
-        tokens=tokens,
-        reasons={
+    context = {
+        "title": title,
+        "metadata": _metadata(title, report, statistics),
+        "report": report,
+        "totals": {"documents": documents, "chunks": chunks, "bytes": num_bytes, "addresses": addresses},
+        "dropped": sum(report["dropped"].values()),
+        "columns": DOCUMENT_SCHEMA.names,
+        "splits": _splits(report, tokens),
+        "sources": shorten(statistics["sources"], MAX_SOURCES),
+        "largest_source": sum_by(statistics["sources"], column=0)[0],
+        "licenses": sum_by(statistics["sources"], column=1),
+        "kinds": statistics["kinds"],
+        "years": years,
+        "years_unstated": years_unstated,
+        "tokens": tokens,
+        "reasons": {
             reason: text.format(**report["settings"], **report["selection"])
             for reason, text in REASONS.items()
             if reason in report["dropped"]
         },
-        match_chances={jaccard: 1 - (1 - jaccard**rows_per_band) ** bands for jaccard in (0.5, 0.7, 0.8)},
-        versions=report["versions"] | {"matplotlib (figures)": importlib.metadata.version("matplotlib")},
-        figures=figures,
-        PUBMED=PUBMED,
-        UNSTATED=UNSTATED,
-        REPORT=REPORT,
-    )
-
-
-def _template() -> jinja2.Template:
-    environment = markdown.environment("healthslm.data_card")
-    environment.filters["markdown"] = _escape_markdown
-    return environment.get_template(f"{PAGE}.jinja")
+        "match_chances": {jaccard: 1 - (1 - jaccard**rows_per_band) ** bands for jaccard in (0.5, 0.7, 0.8)},
+        "versions": report["versions"] | {"matplotlib (figures)": importlib.metadata.version("matplotlib")},
+        "figures": figures,
+        "PUBMED": PUBMED,
+        "UNSTATED": UNSTATED,
+        "REPORT": REPORT,
+    }
+    return markdown.render("healthslm.data_card", f"{PAGE}.jinja", context)
 
 
 def _metadata(title: str, report: dict[str, Any], statistics: Statistics) -> str:
@@ -193,8 +186,3 @@ def _splits(report: dict[str, Any], tokens: TokenStatistics | None) -> list[dict
             text_tokens = row["tokens"] - row["chunks"]
             row["bytes_per_token"] = row["bytes"] / text_tokens if text_tokens else 0.0
     return rows
-
-
-def _escape_markdown(text: str) -> str:
-    """Text as Markdown that shows it unchanged, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))

@@ -1,5 +1,6 @@
 """Evaluate a model on held-out documents."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -25,14 +26,7 @@ def evaluate(options: EvaluationOptions) -> None:
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model, options.device)
     context = choose_context(model, options.context)
-    texts = [
-        document_text(row.get("title") or "", row["text"])
-        for source in find_sources(options.data)
-        for row in read_rows(source.location)
-        if row.get("text")
-    ][: options.documents]
-    if not texts:
-        raise UserError(f"{' '.join(options.data)}: no documents with a column `text`")
+    texts = read_held_out(options.data, options.documents)
     documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)]
     score = score_documents(
         model,
@@ -50,3 +44,16 @@ def evaluate(options: EvaluationOptions) -> None:
         *(options.model, score.bits_per_byte, score.loss, score.perplexity),
         *(score.documents, score.tokens, score.bytes),
     )
+
+
+def read_held_out(data: list[str], documents: int | None = None) -> list[str]:
+    """The texts of the first documents of files, folders or glob patterns, by default of all that have a text.
+
+    Raises:
+        UserError: There is no such file, or no document with a text.
+    """
+    rows = (row for source in find_sources(data) for row in read_rows(source.location) if row.get("text"))
+    texts = [document_text(row.get("title") or "", row["text"]) for row in itertools.islice(rows, documents)]
+    if not texts:
+        raise UserError(f"{' '.join(data)}: no documents with a column `text`")
+    return texts

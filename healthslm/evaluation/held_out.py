@@ -86,19 +86,7 @@ def measure_held_out(
         batch_tokens=batch_tokens,
         progress=progress,
     )
-    total: Costs = {}
-    by_decade: dict[str, Costs] = defaultdict(dict)
-    by_section: dict[str, Costs] = defaultdict(dict)
-    for number, (document, text, ids, costs) in enumerate(zip(documents, texts, token_ids, bits, strict=True)):
-        key = document.get("id") or number
-        cost = np.array([costs.sum(), len(text.encode())])
-        _add(total, key, cost)
-        if document.get("year"):
-            _add(by_decade[f"{document['year'] // 10 * 10}s"], key, cost)
-        ends = token_ends(tokenizer, ids, text) if document.get("sections") else None
-        if ends is not None:
-            for section, section_cost in section_costs(document, ends, costs):
-                _add(by_section[section], key, section_cost)
+    total, by_decade, by_section = _group_costs(tokenizer, documents, texts, token_ids, bits)
 
     def summarize(group: Costs) -> dict[str, Any]:
         return summarize_costs(np.array(list(group.values())), resamples)
@@ -119,6 +107,30 @@ def measure_held_out(
         "by_decade": {decade: summarize(by_decade[decade]) for decade in sorted(by_decade)},
         "by_section": {name: summarize(by_section[name]) for name in SECTIONS if name in by_section},
     }
+
+
+def _group_costs(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    texts: list[str],
+    token_ids: list[list[int]],
+    bits: list[np.ndarray],
+) -> tuple[Costs, dict[str, Costs], dict[str, Costs]]:
+    """The costs of all documents, by decade and by section. `bits` are those of each token of each document."""
+    total: Costs = {}
+    by_decade: dict[str, Costs] = defaultdict(dict)
+    by_section: dict[str, Costs] = defaultdict(dict)
+    for number, (document, text, ids, costs) in enumerate(zip(documents, texts, token_ids, bits, strict=True)):
+        key = document.get("id") or number
+        cost = np.array([costs.sum(), len(text.encode())])
+        _add(total, key, cost)
+        if document.get("year"):
+            _add(by_decade[f"{document['year'] // 10 * 10}s"], key, cost)
+        ends = token_ends(tokenizer, ids, text) if document.get("sections") else None
+        if ends is not None:
+            for section, section_cost in section_costs(document, ends, costs):
+                _add(by_section[section], key, section_cost)
+    return total, by_decade, by_section
 
 
 def _add(group: Costs, key: str | int, cost: np.ndarray) -> None:

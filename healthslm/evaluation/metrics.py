@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -27,7 +26,6 @@ from healthslm.corpus.sources import Row, read_rows
 from healthslm.documents import document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.evaluation_set import read_held_out_pubmed, write_evaluation_set
-from healthslm.evaluation.footprint import measure_sizes, measure_speed
 from healthslm.evaluation.generation_quality import (
     describe_generation,
     generate_documents,
@@ -44,12 +42,14 @@ from healthslm.evaluation.memorization import (
 )
 from healthslm.evaluation.minimal_pairs import build_pairs, count_terms, read_terms, score_pairs, similarities
 from healthslm.evaluation.options import ReleaseEvaluationOptions
+from healthslm.evaluation.precisions import compare_precisions
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
 from healthslm.models import find_device, open_model
-from healthslm.tokenization.encoding import load_tokenizer, separator_id
+from healthslm.options import Precision
+from healthslm.quantization import is_installed
+from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
-from healthslm.training.hardware import describe_hardware
 from healthslm.training.run_folder import TrainingReport, report_training, tokens_seen
 
 logger = logging.getLogger(__name__)
@@ -349,12 +349,15 @@ def memorization(subject: Subject) -> dict[str, Any]:
     return found
 
 
-@metric("model", version=1)
-def footprint(subject: Subject) -> dict[str, Any]:
-    """Size by precision, and the speed of generation on the CPU."""
-    model = subject.options.model
-    return {
-        "sizes": measure_sizes(model),
-        "speed": measure_speed(model, separator_id(subject.tokenizer)),
-        "machine": describe_hardware(torch.device("cpu")),
-    }
+@metric("model", "held_out", "documents", version=1)
+def quantization(subject: Subject) -> dict[str, Any]:
+    """Size, bits per byte of held-out abstracts, and speed in each precision whose library is installed."""
+    texts = subject.held_out_texts[: subject.options.documents]
+    return compare_precisions(
+        subject.options.model,
+        [precision for precision in get_args(Precision) if is_installed(precision)],
+        [np.array([separator_id(subject.tokenizer), *ids]) for ids in encode_texts(subject.tokenizer, texts)],
+        [len(text.encode()) for text in texts],
+        find_device(subject.options.device),
+        progress=True,
+    )

@@ -1,10 +1,11 @@
 """Options of the evaluations. They import nothing heavy, so that `--help` is fast."""
 
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from healthslm.options import CheckedOptions, Device, PositiveInt, Range
+from healthslm.options import CheckedOptions, Device, OptionError, PositiveInt, Precision, Range
 
 
 @dataclass
@@ -26,6 +27,36 @@ class EvaluationOptions(CheckedOptions):
     a GPU."""
     device: Device = "auto"
     """Device to run on. `auto` uses a GPU if there is one."""
+
+
+@dataclass
+class QuantizationOptions(CheckedOptions):
+    """Options of `quantize`."""
+
+    model: str
+    """Folder or Hub name of a causal language model that is not quantized, with its tokenizer."""
+    precisions: list[Precision] = field(default_factory=lambda: list(typing.get_args(Precision)))
+    """Precisions to compare or to save. A comparison includes fp32, the baseline, in any case."""
+    data: list[str] = field(default_factory=list)
+    """Compare the precisions on these Parquet or JSON Lines files with columns `title` and `text`, or folders or glob
+    patterns of such files."""
+    documents: Annotated[int | None, Range(at_least=1)] = None
+    """Number of documents to compare on, from the first one. By default all."""
+    output: Path | None = None
+    """JSON file to write the comparison to."""
+    save: Path | None = None
+    """New folder to save the model to, in the one precision that `precisions` names."""
+    device: Device = "auto"
+    """Device to run on. `auto` uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.precisions:
+            raise OptionError("precisions", f"name at least one of {', '.join(typing.get_args(Precision))}")
+        if self.save is not None and len(self.precisions) != 1:
+            raise OptionError("save", "needs one precision, such as --precisions nf4")
+        if self.save is None and not self.data:
+            raise OptionError("data", "is needed to compare precisions; or save one with --save")
 
 
 @dataclass
@@ -57,10 +88,10 @@ class EvaluationData(CheckedOptions):
     baselines: dict[str, str] = field(default_factory=dict)
     """Other models to compare with: display names and their folders or Hub names."""
     documents: PositiveInt = 500
-    """Number of documents to generate, of titles to generate, and of abstracts to test for memorization. Twice as many
-    documents are tested for verbatim continuations."""
+    """Number of documents to generate, of titles to generate, and of abstracts to test for memorization and to compare
+    precisions on. Twice as many documents are tested for verbatim continuations."""
     device: Device = "auto"
-    """Device to run on, except for the speed test, which always uses the CPU. `auto` uses a GPU if there is one."""
+    """Device to run on. `auto` uses a GPU if there is one."""
 
 
 @dataclass(kw_only=True)

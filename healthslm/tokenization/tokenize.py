@@ -17,8 +17,8 @@ from healthslm.corpus.reader import read_texts, split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, file_sha256, naming_full_disk, read_json, write_json
+from healthslm.fingerprints import make_fingerprint
 from healthslm.pipeline import Call, Step, WorkFolder, run_steps
-from healthslm.tables import make_fingerprint
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.tokenization.options import TokenizeOptions
 from healthslm.tokenization.tokens import INFO_FILE, TOKENIZER_FOLDER, tokenizer_sha256

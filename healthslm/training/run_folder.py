@@ -67,7 +67,7 @@ class TrainingReport:
 
     @property
     def skipped(self) -> int:
-        """Steps without a finite loss and gradient, which changed nothing."""
+        """Skipped steps: their loss or gradient was not finite, so they did not change the weights."""
         return sum("skipped" in record for record in self.records)
 
     @property
@@ -121,7 +121,7 @@ def report_training(run: Path, model: Path, hardware: str | None = None) -> Trai
     records = [record for record in records if record["step"] <= step]
     machines = list(dict.fromkeys(record["hardware"] for record in records if "hardware" in record))
     if not machines and hardware is None:
-        raise UserError(f"{run}: its {METRICS_FILE} doesn't name the hardware: give it by --hardware")
+        raise UserError(f"{run}: its {METRICS_FILE} doesn't name the hardware; give it with --hardware")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     return TrainingReport(records, config, machines or [hardware])
 

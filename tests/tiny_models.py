@@ -1,10 +1,10 @@
-"""Small HealthSLM and Llama models, also with the same weights."""
+"""Tiny HealthSLM and Llama models with random weights, which are the same in every call."""
 
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,28 +31,28 @@ SHAPE = {
 HealthSLMConfig = get_class_from_dynamic_module("configuration_healthslm.HealthSLMConfig", str(REPOSITORY))
 
 
-def network_class(family: str, head: str = "ForCausalLM") -> type[PreTrainedModel]:
+def model_class(family: str, head: str = "ForCausalLM") -> type[PreTrainedModel]:
     """The class `HealthSLMForCausalLM` or `LlamaForCausalLM`, or one with another head."""
     if family == "llama":
         return getattr(transformers, f"Llama{head}")
     return get_class_from_dynamic_module(f"modeling_healthslm.HealthSLM{head}", str(REPOSITORY))
 
 
-def network_config(family: str, **overrides) -> PreTrainedConfig:
+def model_config(family: str, **overrides) -> PreTrainedConfig:
     return (LlamaConfig if family == "llama" else HealthSLMConfig)(**{**SHAPE, **overrides})
 
 
-def network(family: str, head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> PreTrainedModel:
-    """A model in evaluation mode, with the same random weights in every call."""
+def tiny_model(family: str, head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> PreTrainedModel:
+    """A model in evaluation mode."""
     torch.manual_seed(0)
-    model = network_class(family, head)(network_config(family, **overrides))
+    model = model_class(family, head)(model_config(family, **overrides))
     model.config._attn_implementation = attention  # unchecked, because tests register their own
     return model.eval()
 
 
 def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tuple[PreTrainedModel, PreTrainedModel]:
     """HealthSLM and Llama with the same weights."""
-    ours, llama = (network(family, head, attention, **overrides) for family in FAMILIES)
+    ours, llama = (tiny_model(family, head, attention, **overrides) for family in FAMILIES)
     prefix, llama_prefix = (f"{model.base_model_prefix}." for model in (ours, llama))
     weights = {name.replace(prefix, llama_prefix, 1): weight for name, weight in ours.state_dict().items()}
     llama.load_state_dict(weights)
@@ -62,7 +62,7 @@ def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tu
 def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
     """Llama with the weights of a HealthSLM model."""
     sizes = {name: getattr(ours.config, name) for name in SHAPE}
-    llama = network("llama", **sizes)
+    llama = tiny_model("llama", **sizes)
     llama.load_state_dict(ours.state_dict())
     return llama
 
@@ -70,3 +70,13 @@ def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
 def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
     """The same token ids in every call, without those of the separator and padding."""
     return torch.randint(2, SHAPE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """The untrained tokenizer, whose tokens are the special ones and the 256 bytes."""
+    return get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
+
+
+def byte_model(head: str = "ForCausalLM", **options) -> PreTrainedModel:
+    """A HealthSLM model for the untrained tokenizer, in evaluation mode."""
+    return tiny_model("healthslm", head, vocab_size=len(byte_tokenizer()), **options)

@@ -21,7 +21,7 @@ _FINGERPRINT = b"healthslm_fingerprint"
 class FingerprintedWriter(PipelineStep):
     """Writes the metadata of task i's documents to the Parquet file `paths[i]`, which appears once it is complete.
 
-    The columns of the schema are taken, and `fingerprints[i]` is stored in the file's metadata.
+    Only the columns of the schema are written. `fingerprints[i]` is stored in the file's metadata.
     """
 
     name = "Parquet with a fingerprint"
