@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
-from networks import network
 from safetensors.torch import load_file
-from small_model import byte_tokenizer, small_model
+from tiny_models import byte_model, byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline
 
 peft = pytest.importorskip("peft")
@@ -33,7 +32,7 @@ FAST = {"rank": 4, "batch_size": 2, "epochs": 2.0, "learning_rate": 0.01, "evalu
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, for the tokenizer of single bytes with the chat template."""
     folder = tmp_path_factory.mktemp("base")
-    small_model().save_pretrained(folder)
+    byte_model().save_pretrained(folder)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (REPOSITORY / "chat_template.jinja").read_text()
     tokenizer.save_pretrained(folder)
@@ -271,7 +270,7 @@ def test_gpt2_is_fine_tuned_too(gpt2, files, tmp_path, method):
 
 def test_a_model_that_mixes_packed_examples_is_refused(base, gpt2, tmp_path, monkeypatch):
     asked = options(base, tmp_path, data=[])
-    for separating in (load(base), load(gpt2), network("llama")):
+    for separating in (load(base), load(gpt2), tiny_model("llama")):
         sft._check_packing(separating, asked)
     model = load(gpt2)
     forward = model.forward
@@ -396,7 +395,7 @@ def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_p
 
 def test_an_adapter_is_trained_on_weights_in_4_bits_and_merged_into_the_whole_ones(files, tokenizer, tmp_path):
     wide = tmp_path / "wide"  # on CPUs with bf16, bitsandbytes needs whole blocks of 64 weights
-    small_model(hidden_size=64, intermediate_size=128).save_pretrained(wide)
+    byte_model(hidden_size=64, intermediate_size=128).save_pretrained(wide)
     tokenizer.save_pretrained(wide)
     sft.finetune(options(wide, tmp_path / "run", **files, method="qlora", merge=True))
     found = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
