@@ -7,7 +7,7 @@ that models with different tokenizers can be compared.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ def token_bits(
     documents: Sequence[np.ndarray],
     context: int | None = None,
     batch_tokens: int | None = None,
+    first_tokens: Sequence[int] | None = None,
     progress: bool = False,
     process_index: int = 0,
     num_processes: int = 1,
@@ -87,6 +88,8 @@ def token_bits(
         context: Maximum window in tokens. By default the model's context.
         batch_tokens: Tokens of a forward pass, including padding. It changes memory and speed, not the result. By
             default 1,024 on a CPU and 8,192 on a GPU.
+        first_tokens: Index of the first token of each document to score, at least 1. Tokens before it are only read and
+            count 0 bits. By default every token is scored.
         process_index: Index of this process among `num_processes`. They share the windows, and each returns zeros for
             windows of the others, so the sum over processes is the result. All run the same number of forward passes,
             which FSDP requires.
@@ -96,8 +99,9 @@ def token_bits(
     """
     context = choose_context(model, context)
     batch_tokens = batch_tokens or by_device(model, cpu=1024, gpu=8192)
+    found_windows = windows([len(document) for document in documents], context)
     all_windows = sorted(
-        windows([len(document) for document in documents], context),
+        found_windows if first_tokens is None else _windows_from(first_tokens, found_windows),
         key=lambda window: (window.start - window.end, window.first_scored),
     )
     batches = []
@@ -119,6 +123,14 @@ def token_bits(
                 bits[window.document][window.start + first : window.end][scored] = window_bits[scored]
     model.train(was_training)
     return bits
+
+
+def _windows_from(first_tokens: Sequence[int], found_windows: Iterable[Window]) -> Iterator[Window]:
+    """The windows that score tokens from the first one of each document, see `token_bits`."""
+    for window in found_windows:
+        first_scored = max(window.first_scored, first_tokens[window.document] - 1 - window.start)
+        if window.start + first_scored < window.end:
+            yield window._replace(first_scored=first_scored)
 
 
 def _window_bits(

@@ -99,6 +99,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "finetune": Command(
+        "Fine-tune a model on examples",
+        "--model . --data train.jsonl --validation validation.jsonl --output runs/NAME",
+        "healthslm.finetuning.sft:finetune",
+        "healthslm.finetuning.options:FinetuneOptions",
+    ),
     "quantize": Command(
         "Compare a model's size, loss and speed in fp32, bf16, int8, nf4 and int4, or save it in one of them",
         "--model runs/NAME/best --data corpus/validation (or: --precisions nf4 --save NAME-nf4)",
@@ -160,8 +166,9 @@ def run(
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
-    # Without a GPU, bitsandbytes warns at every import of Transformers.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Without a GPU, these warn whenever Transformers or PEFT import them.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     given = sys.argv[1:] if arguments is None else arguments
     with reporting_errors():
         with _ending_on_interrupt():

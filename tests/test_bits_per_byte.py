@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from healthslm.bits_per_byte import document_bits, score_documents, windows
+from healthslm.bits_per_byte import document_bits, score_documents, token_bits, windows
 
 VOCAB, CONTEXT = 96, 16
 
@@ -63,6 +63,15 @@ def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary_per_token(model, 
 def test_batch_size_and_padding_do_not_change_the_result(model, documents, batch_tokens):
     alone = np.concatenate([document_bits(model, [document]) for document in documents])
     np.testing.assert_allclose(document_bits(model, documents, batch_tokens=batch_tokens), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40])
+def test_tokens_before_the_first_one_to_score_have_no_bits_and_change_no_others(model, documents, batch_tokens):
+    first = [1 + index * 3 % max(len(document) - 1, 1) for index, document in enumerate(documents)]
+    found = token_bits(model, documents, first_tokens=first, batch_tokens=batch_tokens)
+    for start, document, bits in zip(first, token_bits(model, documents), found, strict=True):
+        assert not bits[: start - 1].any()
+        np.testing.assert_allclose(bits[start - 1 :], document[start - 1 :], rtol=1e-4)
 
 
 def test_order_does_not_change_the_result(model, documents):

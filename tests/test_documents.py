@@ -31,6 +31,7 @@ SHORTENED = {
     "build_corpus": "--validation-fraction 0.1 --test-fraction 0.1",  # half a percent of 60 citations is none
     "train_tokenizer": "--vocab-size 1000",
     "pretrain": "--max-tokens 2048 --batch-tokens 1024 --micro-batch-size 1",
+    "finetune": "--examples 8 --context 256 --truncate",
     "generate": "--max-new-tokens 8",
 }
 """Options added to commands, so that they take minutes on the sample."""
@@ -85,7 +86,7 @@ def publish_model(repository: Path) -> None:
     snapshot = cached / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     for path in repository.glob("*"):
-        if path.suffix in (".json", ".py", ".safetensors"):
+        if path.suffix in (".jinja", ".json", ".py", ".safetensors"):
             shutil.copy(path, snapshot)
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("0" * 40)

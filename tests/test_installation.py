@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from pipeline_folders import TINY_MODEL, Folders
 
 MODEL_FILES = {
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -29,7 +30,7 @@ InEnvironment = Callable[..., subprocess.CompletedProcess[str]]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the package, built in a copy of the files that it is made from."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for pattern in ("*.py", "*.json", "pyproject.toml", "README.md", "LICENSE"):
+    for pattern in ("*.py", "*.json", "*.jinja", "pyproject.toml", "README.md", "LICENSE"):
         for path in REPOSITORY.glob(pattern):
             shutil.copy(path, source)
     shutil.copytree(REPOSITORY / "healthslm", source / "healthslm", ignore=shutil.ignore_patterns("__pycache__"))

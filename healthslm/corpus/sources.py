@@ -155,7 +155,8 @@ def _year(value: Any) -> int | None:
 
 
 def read_rows(location: str) -> Iterator[Row]:
-    """Yield the rows of a file, or of the training split of a Hub dataset; a text file is one row."""
+    """Yield the rows of a file or of a split of a Hub dataset (`hub:NAME:SPLIT`, by default train); a text file is one
+    row."""
     if location.startswith(HUB_PREFIX):
         yield from _read_hub(location.removeprefix(HUB_PREFIX))
         return
@@ -205,7 +206,8 @@ def _open_text(path: Path) -> IO[str]:
 def _read_hub(name: str) -> Iterator[Row]:
     from datasets import load_dataset  # slow to import and rarely needed
 
+    dataset, _, split = name.partition(":")
     try:
-        yield from load_dataset(name, split="train", streaming=True)
+        yield from load_dataset(dataset, split=split or "train", streaming=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{HUB_PREFIX}{name}: cannot be read: {' '.join(str(error).split())}") from error

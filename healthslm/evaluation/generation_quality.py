@@ -11,9 +11,8 @@ Words are runs of letters and digits, case-folded, as in `healthslm.corpus.signa
 
 Titles are generated zero-shot from the separator, the abstract, a newline and "Title:", with greedy decoding up to the
 end of the line. No training document looks like that, since titles precede the text. The baseline is the first sentence
-of the abstract, and a small model is expected to score below it. Scores are the F-measures of ROUGE-1, ROUGE-2 and
-ROUGE-L (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries") against the original title, with Porter's
-stemmer.
+of the abstract, and a small model is expected to score below it. Scores are those of `healthslm.rouge` against the
+original title.
 """
 
 from collections.abc import Iterable
@@ -21,21 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from healthslm.corpus.signatures import ngram_hashes
-from healthslm.evaluation.sentences import sentence_end
-from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
+from healthslm.generation import GenerationOptions, complete_prompts, continue_prompts, up_to_separator
 from healthslm.models import by_device
+from healthslm.rouge import score_rouge
+from healthslm.sentences import sentence_end
 from healthslm.statistics import mean
 from healthslm.tokenization.encoding import encode_texts, separator_id
 
 MAX_DOCUMENT_TOKENS = 512
 MAX_TITLE_TOKENS = 48
 TITLE_PROMPT = "\nTitle:"
-ROUGE = ("rouge1", "rouge2", "rougeL")
 
 _REPEATED, _DISTINCT, _OVERLAPS = 4, (1, 2, 3), (8, 13)
 
@@ -61,12 +59,15 @@ def generate_documents(
     """
     set_seed(seed)
     batch_size = batch_size or by_device(model, cpu=32, gpu=256)
+    separator = separator_id(tokenizer)
     sampling = {name: getattr(GenerationOptions, name) for name in ("temperature", "top_k", "top_p")}
     documents: list[list[int]] = []
     with tqdm(total=count, desc="generating", unit="document", disable=not progress) as bar:
         while len(documents) < count:
-            prompts = torch.full((min(batch_size, count - len(documents)), 1), separator_id(tokenizer))
-            documents += _continue(model, tokenizer, prompts, max_tokens, do_sample=True, **sampling)
+            prompts = torch.full((min(batch_size, count - len(documents)), 1), separator)
+            documents += up_to_separator(
+                continue_prompts(model, prompts, separator, max_tokens, do_sample=True, **sampling), separator
+            )
             bar.update(len(prompts))
     return documents
 
@@ -133,24 +134,14 @@ def generate_titles(
     An abstract that doesn't fit into the model's context is cut at its end.
 
     Args:
-        batch_size: Defaults to 16 on a CPU and 64 on a GPU. It changes memory and speed but not the result: prompts are
-            padded on the left, and padding is masked.
+        batch_size: See `healthslm.generation.complete_prompts`.
     """
-    batch_size = batch_size or by_device(model, cpu=16, gpu=64)
     question = encode_texts(tokenizer, [TITLE_PROMPT])[0]
     room = model.config.max_position_embeddings - MAX_TITLE_TOKENS - len(question) - 1
     separator = separator_id(tokenizer)
     prompts = [[separator, *ids[:room], *question] for ids in encode_texts(tokenizer, abstracts)]
-    titles: list[str] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="titles", unit="batch", disable=not progress):
-        batch = prompts[start : start + batch_size]
-        width = max(map(len, batch))
-        padded = torch.tensor([[separator] * (width - len(ids)) + ids for ids in batch])
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch])
-        for ids in _continue(model, tokenizer, padded, MAX_TITLE_TOKENS, mask, **GREEDY):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            titles.append(text.strip().partition("\n")[0].strip())
-    return titles
+    titles = complete_prompts(model, prompts, separator, MAX_TITLE_TOKENS, batch_size, progress)
+    return [_first_line(tokenizer.decode(ids, skip_special_tokens=True)) for ids in titles]
 
 
 def score_titles(generated: list[str], titles: list[str], abstracts: list[str]) -> dict[str, Any]:
@@ -164,23 +155,13 @@ def score_titles(generated: list[str], titles: list[str], abstracts: list[str]) 
     return {
         "documents": len(titles),
         "prompt": TITLE_PROMPT,
-        "generated": _rouge(generated, titles),
-        "first_sentence": _rouge(first_sentences, titles),
+        "generated": score_rouge(generated, titles),
+        "first_sentence": score_rouge(first_sentences, titles),
     }
 
 
-def _continue(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: torch.Tensor,
-    max_new_tokens: int,
-    mask: torch.Tensor | None = None,
-    **sampling: Any,
-) -> list[list[int]]:
-    """The continuation of each prompt up to the separator."""
-    separator = separator_id(tokenizer)
-    written = continue_prompts(model, prompts, separator, max_new_tokens, mask, **sampling).tolist()
-    return [ids[: ids.index(separator)] if separator in ids else ids for ids in written]
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].strip()
 
 
 def _repeated(hashes: np.ndarray) -> float:
@@ -206,9 +187,3 @@ def _in_training(ngrams: dict[int, list[np.ndarray]], training_texts: Iterable[s
 
 def _share_within(hashes: np.ndarray, known: np.ndarray) -> float:
     return float(np.isin(hashes, known).mean()) if len(hashes) else 0.0
-
-
-def _rouge(candidates: list[str], references: list[str]) -> dict[str, Any]:
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
-    scores = [scorer.score(*pair) for pair in zip(references, candidates, strict=True)]
-    return {name: mean(np.array([score[name].fmeasure for score in scores])) for name in ROUGE}

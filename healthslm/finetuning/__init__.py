@@ -1,1 +1,1 @@
-"""Fine-tuning: adapters by TRL and PEFT, and classifiers."""
+"""Fine-tuning: language models by TRL and PEFT, and classifiers by Transformers' Trainer."""
