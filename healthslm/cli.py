@@ -101,6 +101,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "finetune-classifier": Command(
+        "Fine-tune a classifier of mentions, sentences or texts",
+        "--model . --train train.tsv --validation devel.tsv --test test.tsv --bidirectional --output runs/mentions",
+        "healthslm.finetuning.classification:finetune_classifier",
+        "healthslm.finetuning.classifier_options:ClassifierOptions",
+    ),
     "generate": Command(
         "Generate text with a model",
         '--model runs/NAME/best --prompt "Aspirin and the risk of"',

@@ -1,0 +1,1 @@
+"""Fine-tuning: adapters by TRL and PEFT, and classifiers."""

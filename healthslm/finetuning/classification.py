@@ -1,0 +1,290 @@
+"""Fine-tune a classifier of mentions, sentences or texts with Transformers' Trainer."""
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from healthslm.errors import UserError
+from healthslm.files import check_output_folder, file_sha256, read_json, replacing, write_json
+from healthslm.finetuning.classifier_baselines import baseline_predictions
+from healthslm.finetuning.classifier_data import Split, labels_of_examples, read_splits
+from healthslm.finetuning.classifier_metrics import MAIN_METRIC, score
+from healthslm.finetuning.classifier_options import ClassifierOptions
+from healthslm.models import find_device
+from healthslm.options import OptionError
+from healthslm.tokenization.encoding import open_tokenizer
+from healthslm.training.precision import bf16_autocast, computes_in_bf16
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+
+_CHECKPOINTS = "checkpoints"
+_OPTIONS_FILE = "options.json"
+_WARMUP = 0.1
+_WEIGHT_DECAY = 0.01
+_FEW_RESAMPLES = 10  # where only the value is used, not its interval
+
+
+def finetune_classifier(options: ClassifierOptions) -> None:
+    """Fine-tune a classifier, evaluate it, and save it with its metrics.
+
+    `options.output` becomes a folder that `AutoModelForTokenClassification` or `AutoModelForSequenceClassification`
+    opens, with metrics.json. During training, its folder `checkpoints` holds the last and the best epoch, with
+    optimizer states that Trainer pickles; it is gone at the end.
+
+    Raises:
+        UserError: The model, its mask, a file, a field, a label or a length is not what the options say.
+    """
+    check_output_folder(options.output, "a classifier", _is_earlier_run)
+    device = find_device(options.device)
+    tokenizer = open_tokenizer(options.model)
+    config = _open_config(options)
+    names, splits = read_splits(options, tokenizer, config.max_position_embeddings)
+    train = splits["train"]
+    logger.info(
+        "train: %s examples in %s sequences with %s tokens, %d labels",
+        *(f"{number:,}" for number in (len(train.examples), len(train.sequences), train.tokens)),
+        len(names),
+    )
+    model = _make_classifier(config, names, options).to(device)
+    trainer = _Trainer(model, tokenizer, splits, options)
+    checkpoint = _find_checkpoint(options)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - started
+    if options.method == "lora":
+        model = trainer.model.merge_and_unload()
+    results = {}
+    for name in splits.keys() - {"train"}:
+        predicted = predict(model, tokenizer, splits[name], options)
+        results[name] = score(options.task, splits[name].expected, predicted)
+        main = MAIN_METRIC[options.task]
+        logger.info("%s: %s %.4f (95%% interval %.4f to %.4f)", name, main, results[name][main], *results[name]["interval"])
+    baselines = {}
+    if "test" in splits:
+        test = splits["test"]
+        for name, predicted in baseline_predictions(options.task, train.examples, test.examples).items():
+            baselines[name] = score(options.task, test.expected, predicted)
+    metrics = {
+        **results,
+        "baselines": baselines,
+        "epochs": trainer.results,
+        "options": _plain(options),
+        "data": {name: split.describe() for name, split in splits.items()},
+        "parameters": model.num_parameters(),
+        "weights_sha256": _weights_sha256(options.model),
+        "training_seconds": round(seconds, 1),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    with replacing(options.output) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        write_json(new / METRICS_FILE, metrics)
+
+
+def predict(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, options: ClassifierOptions
+) -> list[list[str]]:
+    """The predicted labels of each example of a split. Units that truncation has cut off are O, or the first label."""
+    names = model.config.id2label
+    order = sorted(range(len(split.sequences)), key=lambda number: len(split.sequences[number]["input_ids"]))
+    found: dict[int, list[str]] = {}
+    collate = _collator(tokenizer, options)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), options.batch_size):
+        batch = order[start : start + options.batch_size]
+        inputs = collate([split.sequences[number] for number in batch])
+        mask = inputs["attention_mask"].bool()
+        with torch.inference_mode(), bf16_autocast(model.device):
+            logits = model(
+                input_ids=inputs["input_ids"].to(model.device), attention_mask=mask.to(model.device).long()
+            ).logits
+        for number, chosen, real in zip(batch, logits.argmax(-1).cpu(), mask, strict=True):
+            chosen = chosen.view(1) if options.task == "text" else chosen[real][split.places[number]]
+            found[number] = [names[index] for index in chosen.tolist()]
+    model.train(was_training)
+    return labels_of_examples(split, [found[number] for number in range(len(order))], names[0])
+
+
+class _Trainer(Trainer):
+    """A Trainer that evaluates by the metrics of the task, of which `results` has those of each epoch."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        splits: dict[str, Split],
+        options: ClassifierOptions,
+    ):
+        self.options, self.splits, self.tokenizer = options, splits, tokenizer
+        validated = "validation" in splits
+        main = MAIN_METRIC[options.task]
+        arguments = TrainingArguments(
+            output_dir=str(options.output / _CHECKPOINTS),
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.batch_size,
+            train_sampling_strategy="group_by_length",
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=_WARMUP,
+            weight_decay=_WEIGHT_DECAY,
+            eval_strategy="epoch" if validated else "no",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=validated,
+            metric_for_best_model=main,
+            greater_is_better=True,
+            logging_steps=20,
+            bf16=computes_in_bf16(model.device),
+            use_cpu=model.device.type == "cpu",
+            seed=options.seed,
+            report_to=options.report_to or "none",
+        )
+        super().__init__(
+            model=_with_adapters(model, options) if options.method == "lora" else model,
+            args=arguments,
+            train_dataset=splits["train"].sequences,
+            data_collator=_collator(tokenizer, options),
+            processing_class=tokenizer,
+            callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
+            eval_dataset=splits["validation"].sequences if validated else None,
+        )
+
+    @property
+    def results(self) -> list[dict[str, float]]:
+        """The epoch, the metrics on the validation data and the last training loss of each epoch."""
+        main = f"eval_{MAIN_METRIC[self.options.task]}"
+        return [
+            {"epoch": entry["epoch"], main.removeprefix("eval_"): entry[main]}
+            for entry in self.state.log_history
+            if main in entry
+        ]
+
+    def evaluate(self, *arguments: Any, **more: Any) -> dict[str, float]:
+        split = self.splits["validation"]
+        predicted = predict(self.model, self.tokenizer, split, self.options)
+        scores = score(self.options.task, split.expected, predicted, _FEW_RESAMPLES)
+        metrics = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _open_config(options: ClassifierOptions) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(options.model, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.model}: can't load a model: {_one_line(error)}") from error
+    if options.bidirectional:
+        if not hasattr(config, "is_causal"):
+            raise OptionError("bidirectional", f"a {config.model_type} model has no is_causal in its configuration")
+        config.is_causal = False
+    return config
+
+
+def _make_classifier(config: PreTrainedConfig, names: Sequence[str], options: ClassifierOptions) -> PreTrainedModel:
+    """The model with a new head for these labels, in fp32."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    auto_class = AutoModelForSequenceClassification if options.task == "text" else AutoModelForTokenClassification
+    how = {"trust_remote_code": True, "dtype": torch.float32}
+    torch.manual_seed(options.seed)
+    try:
+        if options.from_scratch:
+            return auto_class.from_config(config, **how)
+        return auto_class.from_pretrained(options.model, config=config, **how)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{options.model}: can't load a classifier: {_one_line(error)}") from error
+
+
+def _with_adapters(model: PreTrainedModel, options: ClassifierOptions) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    task_type = "SEQ_CLS" if options.task == "text" else "TOKEN_CLS"
+    heads = ["score", "classifier"]
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=task_type,
+            r=options.lora_rank,
+            lora_alpha=2 * options.lora_rank,
+            target_modules="all-linear",
+            exclude_modules=heads,
+        ),
+    )
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, options: ClassifierOptions) -> Any:
+    return (DataCollatorWithPadding if options.task == "text" else DataCollatorForTokenClassification)(tokenizer)
+
+
+def _is_earlier_run(folder: Path) -> bool:
+    return (folder / METRICS_FILE).is_file() or {path.name for path in folder.iterdir()} == {_CHECKPOINTS}
+
+
+def _find_checkpoint(options: ClassifierOptions) -> str | None:
+    """The checkpoint to resume from; a new run removes what an earlier one has left.
+
+    Raises:
+        UserError: There is none, or the run had other options.
+    """
+    folder = options.output / _CHECKPOINTS
+    kept = {**_plain(options), "resume": False}
+    if options.resume:
+        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+        if checkpoint is None:
+            raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
+        before = read_json(folder / _OPTIONS_FILE)
+        changed = [name for name in kept if kept[name] != before.get(name)]
+        if changed:
+            name = changed[0]
+            raise OptionError(name, f"was {before.get(name)} in the run to resume, not {kept[name]}")
+        return checkpoint
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    write_json(folder / _OPTIONS_FILE, kept)
+    return None
+
+
+def _plain(options: ClassifierOptions) -> dict[str, Any]:
+    """The options as JSON values."""
+    values = dataclasses.asdict(options)
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = str(value)
+        elif isinstance(value, list):
+            values[name] = [str(item) for item in value]
+    return values
+
+
+def _weights_sha256(source: str) -> str | None:
+    """Of a folder's weights in one file; None for a model of the Hub, which its name identifies."""
+    weights = Path(source) / "model.safetensors"
+    return file_sha256(weights) if weights.is_file() else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
