@@ -101,6 +101,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "build-sentence-roles": Command(
+        "Build a data set of sentences and their roles from structured abstracts",
+        "--corpus corpus --output data/sentence-roles",
+        "healthslm.finetuning.sentence_roles:build_sentence_roles",
+        "healthslm.finetuning.classifier_options:SentenceRolesOptions",
+    ),
     "finetune-classifier": Command(
         "Fine-tune a classifier of mentions, sentences or texts",
         "--model . --train train.tsv --validation devel.tsv --test test.tsv --bidirectional --output runs/mentions",

@@ -22,7 +22,7 @@ from healthslm.evaluation.minimal_pairs import (
     score_pairs,
     similarities,
 )
-from healthslm.evaluation.sentences import sentence_end
+from healthslm.sentences import sentence_end
 from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts
 from healthslm.tokenization.terms import TERM_CLASSES

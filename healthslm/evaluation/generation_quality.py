@@ -26,9 +26,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from healthslm.corpus.signatures import ngram_hashes
-from healthslm.evaluation.sentences import sentence_end
 from healthslm.generation import GREEDY, GenerationOptions, continue_prompts
 from healthslm.models import by_device
+from healthslm.sentences import sentence_end
 from healthslm.statistics import mean
 from healthslm.tokenization.encoding import encode_texts, separator_id
 

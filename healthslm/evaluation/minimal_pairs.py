@@ -49,7 +49,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from healthslm.bits_per_byte import document_bits
 from healthslm.documents import document_text, hash_key
-from healthslm.evaluation.sentences import sentence_end
+from healthslm.sentences import sentence_end
 from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts, separator_id
 

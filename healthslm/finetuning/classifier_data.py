@@ -86,8 +86,9 @@ def read_splits(
     names = label_names(read["train"], options)
     for examples in read.values():
         check_labels(examples, names)
-    splits = {name: _encode(paths[name], examples, names, tokenizer, options, context) for name, examples in read.items()}
-    return names, splits
+    return names, {
+        name: _encode(paths[name], examples, names, tokenizer, options, context) for name, examples in read.items()
+    }
 
 
 def _encode(

@@ -1,10 +1,10 @@
-"""Options of the commands that build data for classifiers and that train them."""
+"""Options of the commands that train classifiers and that build data for them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from healthslm.options import CheckedOptions, Device, OptionError, PositiveInt, Range, Seed
+from healthslm.options import CheckedOptions, Device, OptionError, PositiveInt, Range, Seed, UnitInterval
 
 Task = Literal["mentions", "sentences", "text"]
 LabeledTokens = Literal["all", "last"]
@@ -80,3 +80,17 @@ class ClassifierOptions(CheckedOptions):
     def tokens_with_labels(self) -> LabeledTokens:
         """`labeled_tokens` or its default."""
         return self.labeled_tokens or ("all" if self.bidirectional and self.task == "mentions" else "last")
+
+
+@dataclass
+class SentenceRolesOptions(CheckedOptions):
+    """Data set of sentences with their roles."""
+
+    corpus: Path
+    """Folder of the corpus, with abstracts from PubMed."""
+    output: Path
+    """Folder for train.jsonl, validation.jsonl and test.jsonl."""
+    validation_fraction: UnitInterval = 0.1
+    """Share of the abstracts in the validation split, chosen by their ids."""
+    test_fraction: UnitInterval = 0.15
+    """Share of the abstracts in the test split."""
