@@ -1,1 +1,1 @@
-"""Fine-tuning: adapters by TRL and PEFT, and classifiers."""
+"""Fine-tuning: adapters and whole models from examples, by TRL, PEFT and Transformers' Trainer."""
