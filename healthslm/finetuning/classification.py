@@ -24,21 +24,23 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import cached_file
 
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, file_sha256, read_json, replacing, write_json
+from healthslm.finetuning.card import write_card
 from healthslm.finetuning.classifier_baselines import baseline_predictions
+from healthslm.finetuning.classifier_card import METRICS_FILE, describe
 from healthslm.finetuning.classifier_data import Split, labels_of_examples, read_splits
 from healthslm.finetuning.classifier_metrics import MAIN_METRIC, score
 from healthslm.finetuning.classifier_options import ClassifierOptions
+from healthslm.finetuning.tagging import trim_offsets
 from healthslm.models import find_device
 from healthslm.options import OptionError
 from healthslm.tokenization.encoding import open_tokenizer
 from healthslm.training.precision import bf16_autocast, computes_in_bf16
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
 
 _CHECKPOINTS = "checkpoints"
 _OPTIONS_FILE = "options.json"
@@ -48,11 +50,11 @@ _FEW_RESAMPLES = 10  # where only the value is used, not its interval
 
 
 def finetune_classifier(options: ClassifierOptions) -> None:
-    """Fine-tune a classifier, evaluate it, and save it with its metrics.
+    """Fine-tune a classifier, evaluate it, and save it with its metrics and its card.
 
     `options.output` becomes a folder that `AutoModelForTokenClassification` or `AutoModelForSequenceClassification`
-    opens, with metrics.json. During training, its folder `checkpoints` holds the last and the best epoch, with
-    optimizer states that Trainer pickles; it is gone at the end.
+    opens. During training, its folder `checkpoints` holds the last and the best epoch, with optimizer states that
+    Trainer pickles; it is gone at the end.
 
     Raises:
         UserError: The model, its mask, a file, a field, a label or a length is not what the options say.
@@ -63,13 +65,11 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     config = _open_config(options)
     names, splits = read_splits(options, tokenizer, config.max_position_embeddings)
     train = splits["train"]
-    logger.info(
-        "train: %s examples in %s sequences with %s tokens, %d labels",
-        *(f"{number:,}" for number in (len(train.examples), len(train.sequences), train.tokens)),
-        len(names),
-    )
+    sizes = (f"{number:,}" for number in (len(train.examples), len(train.sequences), train.tokens))
+    logger.info("train: %s examples in %s sequences with %s tokens, %d labels", *sizes, len(names))
+    baselines = _evaluate_baselines(splits, options)
     model = _make_classifier(config, names, options).to(device)
-    trainer = _Trainer(model, tokenizer, splits, options)
+    trainer = _make_trainer(model, tokenizer, splits, options)
     checkpoint = _find_checkpoint(options)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -77,18 +77,12 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     if options.method == "lora":
         model = trainer.model.merge_and_unload()
     results = {}
-    for name in splits.keys() - {"train"}:
-        predicted = predict(model, tokenizer, splits[name], options)
-        results[name] = score(options.task, splits[name].expected, predicted)
-        main = MAIN_METRIC[options.task]
-        logger.info("%s: %s %.4f (95%% interval %.4f to %.4f)", name, main, results[name][main], *results[name]["interval"])
-    baselines = {}
-    if "test" in splits:
-        test = splits["test"]
-        for name, predicted in baseline_predictions(options.task, train.examples, test.examples).items():
-            baselines[name] = score(options.task, test.expected, predicted)
+    for name in splits.keys() & {"validation", "test"}:
+        results[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
+        _log(name, results[name], options)
     metrics = {
         **results,
+        "labels": names,
         "baselines": baselines,
         "epochs": trainer.results,
         "options": _plain(options),
@@ -96,12 +90,14 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         "parameters": model.num_parameters(),
         "weights_sha256": _weights_sha256(options.model),
         "training_seconds": round(seconds, 1),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "seqeval", "scikit-learn")},
     }
+    trim_offsets(tokenizer)
     with replacing(options.output) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         write_json(new / METRICS_FILE, metrics)
+        write_card(new, describe(metrics, options))
 
 
 def predict(
@@ -127,6 +123,25 @@ def predict(
             found[number] = [names[index] for index in chosen.tolist()]
     model.train(was_training)
     return labels_of_examples(split, [found[number] for number in range(len(order))], names[0])
+
+
+def _evaluate_baselines(splits: dict[str, Split], options: ClassifierOptions) -> dict[str, Any]:
+    """The metrics of the baselines on the test data, by name."""
+    if "test" not in splits:
+        return {}
+    train, test = splits["train"], splits["test"]
+    results = {
+        name: score(options.task, test.expected, predicted)
+        for name, predicted in baseline_predictions(options.task, train.examples, test.examples).items()
+    }
+    for name, result in results.items():
+        _log(f"baseline {name}", result, options)
+    return results
+
+
+def _log(name: str, result: dict[str, Any], options: ClassifierOptions) -> None:
+    main = MAIN_METRIC[options.task]
+    logger.info("%s: %s %.4f (95%% interval %.4f to %.4f)", name, main, result[main], *result["interval"])
 
 
 class _Trainer(Trainer):
@@ -175,7 +190,7 @@ class _Trainer(Trainer):
 
     @property
     def results(self) -> list[dict[str, float]]:
-        """The epoch, the metrics on the validation data and the last training loss of each epoch."""
+        """The main metric on the validation data after each epoch."""
         main = f"eval_{MAIN_METRIC[self.options.task]}"
         return [
             {"epoch": entry["epoch"], main.removeprefix("eval_"): entry[main]}
@@ -191,6 +206,18 @@ class _Trainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _make_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: dict[str, Split], options: ClassifierOptions
+) -> _Trainer:
+    """Raises OptionError if a tracker is unknown or not installed."""
+    try:
+        return _Trainer(model, tokenizer, splits, options)
+    except (ValueError, RuntimeError) as error:
+        if not options.report_to:
+            raise
+        raise OptionError("report_to", _one_line(error)) from error
 
 
 def _open_config(options: ClassifierOptions) -> PreTrainedConfig:
@@ -280,10 +307,12 @@ def _plain(options: ClassifierOptions) -> dict[str, Any]:
     return values
 
 
-def _weights_sha256(source: str) -> str | None:
-    """Of a folder's weights in one file; None for a model of the Hub, which its name identifies."""
-    weights = Path(source) / "model.safetensors"
-    return file_sha256(weights) if weights.is_file() else None
+def _weights_sha256(source: str) -> str:
+    """Of the weights in one file, in a folder or from the Hub; empty for other models, which their name identifies."""
+    try:
+        return file_sha256(Path(cached_file(source, "model.safetensors")))
+    except OSError:
+        return ""
 
 
 def _one_line(error: Exception) -> str:

@@ -56,9 +56,7 @@ def majority(train: Sequence[Example], test: Sequence[Example]) -> Predictions:
     return [[label] * len(example.units) for example in test]
 
 
-def tfidf_regression(
-    train: Sequence[Example], test: Sequence[Example], with_position: bool = False
-) -> Predictions:
+def tfidf_regression(train: Sequence[Example], test: Sequence[Example], with_position: bool = False) -> Predictions:
     """Logistic regression on the TF-IDF of words and pairs of words.
 
     Args:

@@ -3,6 +3,12 @@
 import re
 from collections.abc import Sequence
 
+from seqeval.scheme import IOB2, Entities
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import ByteLevel as ByteLevelProcessor
+from tokenizers.processors import Sequence as ProcessorSequence
+from transformers import PreTrainedTokenizerBase
+
 from healthslm.finetuning.classifier_options import LabeledTokens
 
 IGNORED = -100
@@ -58,17 +64,18 @@ def label_tokens(
     return token_labels, places
 
 
+def trim_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leave the space before a word out of its token's offsets, so that pipelines return mentions without it."""
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, ByteLevel):
+        trim = ByteLevelProcessor(trim_offsets=True)
+        backend.post_processor = ProcessorSequence([trim, backend.post_processor]) if backend.post_processor else trim
+
+
 def mentions(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """The mentions in the BIO tags of a sentence: (first word, word after the last, type).
 
     Strict, as IOB2 is defined: a mention begins with B-, and an I- that continues none is not part of any.
     """
-    found = set()
-    start: int | None = None
-    for place, tag in enumerate([*tags, "O"]):
-        if start is not None and tag != f"I-{tags[start][2:]}":
-            found.add((start, place, tags[start][2:]))
-            start = None
-        if tag.startswith("B-"):
-            start = place
-    return found
+    (found,) = Entities([list(tags)], IOB2).entities
+    return {(mention.start, mention.end, mention.tag) for mention in found}
