@@ -1,4 +1,4 @@
-"""BIO data: reading, the tokens of words, and mentions, held against seqeval, hand-made cases and pipelines' offsets."""
+"""BIO data: reading, the tokens of words, and mentions, compared with seqeval and hand-made cases."""
 
 from pathlib import Path
 
@@ -83,23 +83,23 @@ def test_words_join_to_running_text(words, text):
 
 
 OWNERS = [None, 0, 0, 0, 1, 2, 2, None]
-B, INSIDE, O = 1, 2, 0
+BEGIN, INSIDE, OUTSIDE = 1, 2, 0
 
 
 def test_all_tokens_of_a_word_can_have_its_label():
-    labels, places = label_tokens(OWNERS, [B, INSIDE, O], [O, INSIDE, INSIDE], "all")
-    assert labels == [IGNORED, B, INSIDE, INSIDE, INSIDE, O, O, IGNORED]
+    labels, places = label_tokens(OWNERS, [BEGIN, INSIDE, OUTSIDE], [OUTSIDE, INSIDE, INSIDE], "all")
+    assert labels == [IGNORED, BEGIN, INSIDE, INSIDE, INSIDE, OUTSIDE, OUTSIDE, IGNORED]
     assert places == [1, 4, 5]
 
 
 def test_only_the_last_token_of_a_word_can_have_its_label():
-    labels, places = label_tokens(OWNERS, [B, INSIDE, O], [O, INSIDE, INSIDE], "last")
-    assert labels == [IGNORED, IGNORED, IGNORED, B, INSIDE, IGNORED, O, IGNORED]
+    labels, places = label_tokens(OWNERS, [BEGIN, INSIDE, OUTSIDE], [OUTSIDE, INSIDE, INSIDE], "last")
+    assert labels == [IGNORED, IGNORED, IGNORED, BEGIN, INSIDE, IGNORED, OUTSIDE, IGNORED]
     assert places == [3, 4, 6]
 
 
 def test_words_that_are_cut_off_have_no_place():
-    _, places = label_tokens(OWNERS[:5], [B, INSIDE, O], [O, INSIDE, INSIDE], "all")
+    _, places = label_tokens(OWNERS[:5], [BEGIN, INSIDE, OUTSIDE], [OUTSIDE, INSIDE, INSIDE], "all")
     assert places == [1, 4]
 
 

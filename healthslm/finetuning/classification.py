@@ -60,6 +60,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         UserError: The model, its mask, a file, a field, a label or a length is not what the options say.
     """
     check_output_folder(options.output, "a classifier", _is_earlier_run)
+    checkpoint = _find_checkpoint(options)
     device = find_device(options.device)
     tokenizer = open_tokenizer(options.model)
     config = _open_config(options)
@@ -70,7 +71,8 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     baselines = _evaluate_baselines(splits, options)
     model = _make_classifier(config, names, options).to(device)
     trainer = _make_trainer(model, tokenizer, splits, options)
-    checkpoint = _find_checkpoint(options)
+    if checkpoint is None:
+        _start_checkpoints(options)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
@@ -273,27 +275,30 @@ def _is_earlier_run(folder: Path) -> bool:
 
 
 def _find_checkpoint(options: ClassifierOptions) -> str | None:
-    """The checkpoint to resume from; a new run removes what an earlier one has left.
+    """The checkpoint to resume from, None without --resume.
 
     Raises:
-        UserError: There is none, or the run had other options.
+        UserError: There is none.
+        OptionError: An option differs from that of the run.
     """
+    if not options.resume:
+        return None
     folder = options.output / _CHECKPOINTS
-    kept = {**_plain(options), "resume": False}
-    if options.resume:
-        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-        if checkpoint is None:
-            raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
-        before = read_json(folder / _OPTIONS_FILE)
-        changed = [name for name in kept if kept[name] != before.get(name)]
-        if changed:
-            name = changed[0]
-            raise OptionError(name, f"was {before.get(name)} in the run to resume, not {kept[name]}")
-        return checkpoint
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    write_json(folder / _OPTIONS_FILE, kept)
-    return None
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    if checkpoint is None:
+        raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
+    before, now = read_json(folder / _OPTIONS_FILE), _plain(options)
+    for name in now.keys() - {"resume"}:
+        if now[name] != before.get(name):
+            raise OptionError(name, f"was {before.get(name)} in the run to resume, not {now[name]}")
+    return checkpoint
+
+
+def _start_checkpoints(options: ClassifierOptions) -> None:
+    """Remove the checkpoints of an earlier run, and note the options for one that resumes."""
+    folder = options.output / _CHECKPOINTS
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / _OPTIONS_FILE, _plain(options))
 
 
 def _plain(options: ClassifierOptions) -> dict[str, Any]:

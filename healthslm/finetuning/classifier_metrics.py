@@ -20,6 +20,8 @@ Labels = Sequence[Sequence[str]]
 
 MAIN_METRIC: dict[Task, str] = {"mentions": "f1", "sentences": "macro_f1", "text": "macro_f1"}
 _PERCENTILES = (2.5, 97.5)
+_MAX_DRAWN = 2**21
+"""Examples drawn at a time, which bounds the memory of a bootstrap."""
 
 
 def score(task: Task, expected: Labels, predicted: Labels, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -99,6 +101,6 @@ def _draw(counts: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
     """The sums of counts (examples, cells) over examples drawn with replacement: (resamples, cells)."""
     numbers = np.random.default_rng(seed)
     examples = len(counts)
-    return np.stack(
-        [np.bincount(numbers.integers(examples, size=examples), minlength=examples) @ counts for _ in range(resamples)]
-    )
+    batches = np.array_split(np.arange(resamples), resamples * examples // _MAX_DRAWN + 1)
+    evenly = np.full(examples, 1 / examples)
+    return np.concatenate([numbers.multinomial(examples, evenly, size=len(batch)) @ counts for batch in batches])
