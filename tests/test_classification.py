@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch)
 
 
 def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
-    finetune_classifier(options_for(folder, tmp_path / "joined", join=60, bidirectional=True, batch_size=1))
+    finetune_classifier(options_for(folder, tmp_path / "joined", join=60, bidirectional=True, epochs=10, batch_size=1))
     joined = metrics_of(tmp_path / "joined")
     assert joined["data"]["train"]["sequences"] == 10
     assert joined["test"]["f1"] > 0.9
