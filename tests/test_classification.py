@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from small_model import byte_tokenizer, small_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from healthslm.arguments import parse
 from healthslm.errors import UserError
 from healthslm.finetuning.classification import finetune_classifier
 from healthslm.finetuning.classifier_options import ClassifierOptions
@@ -190,6 +191,13 @@ def test_other_files_are_not_replaced(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files than a classifier"):
         finetune_classifier(options_for(folder, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bc5cdr", "ncbi-disease", "sentence-roles"])
+def test_recipes_are_valid(name, repository):
+    options = parse(ClassifierOptions, ["--recipe", str(repository / f"configs/finetune/{name}.yaml")])
+    assert Path(options.model).resolve() == repository
+    assert options.output.resolve() == repository / "runs" / name
 
 
 def test_the_loss_leaves_unlabeled_tokens_out():

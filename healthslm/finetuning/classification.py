@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
 _OPTIONS_FILE = "options.json"
+_PLACES = ("model", "train", "validation", "test", "output", "resume")  # checksums say which they were
 _WARMUP = 0.1
 _WEIGHT_DECAY = 0.01
 _FEW_RESAMPLES = 10  # where only the value is used, not its interval
@@ -87,7 +88,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         "labels": names,
         "baselines": baselines,
         "epochs": trainer.results,
-        "options": _plain(options),
+        "options": {name: value for name, value in _plain(options).items() if name not in _PLACES},
         "data": {name: split.describe() for name, split in splits.items()},
         "parameters": model.num_parameters(),
         "weights_sha256": _weights_sha256(options.model),
