@@ -10,7 +10,7 @@ from clean_process import result_of, start_clean_process
 from networks import network
 from safetensors.torch import load_file
 from small_model import byte_tokenizer, small_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
 
 from healthslm.arguments import parse
 from healthslm.errors import UserError
@@ -119,10 +119,6 @@ def test_adapters_are_merged_with_their_head(folder, tmp_path):
 
 
 def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
-    from transformers import TrainerCallback
-
-    from healthslm.finetuning import classification
-
     class Interrupt(TrainerCallback):
         def on_epoch_end(self, args, state, control, **more):
             if state.epoch == 2:
@@ -130,15 +126,8 @@ def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch)
 
     options = options_for(folder, tmp_path / "stopped", epochs=3)
     finetune_classifier(replace(options, output=tmp_path / "whole"))
-    make_trainer = classification._make_trainer
-
-    def interrupted(*arguments):
-        trainer = make_trainer(*arguments)
-        trainer.add_callback(Interrupt)
-        return trainer
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(classification, "_make_trainer", interrupted)
+        patched.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Interrupt])
         finetune_classifier(options)
     with pytest.raises(UserError, match=r"seed: was 0 in the run to resume, not 1"):
         finetune_classifier(replace(options, resume=True, seed=1))
@@ -166,7 +155,7 @@ def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
         ({"train": ["none.tsv"]}, "none.tsv: all tags are O"),
         ({"model": "gpt2", "bidirectional": True}, "a gpt2 model has no is_causal in its configuration"),
         ({"resume": True}, "checkpoints: no checkpoint to resume from"),
-        ({"report_to": ["nothing"]}, "report_to: .*nothing"),
+        ({"report_to": "trackio"}, "--report-to trackio: trackio is not installed"),
     ],
 )
 def test_wrong_input_is_reported_before_training(more, problem, folder, tmp_path):

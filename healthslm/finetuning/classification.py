@@ -38,12 +38,14 @@ from healthslm.finetuning.tagging import trim_offsets
 from healthslm.models import find_device
 from healthslm.options import OptionError
 from healthslm.tokenization.encoding import open_tokenizer
+from healthslm.training.log import check_tracker
 from healthslm.training.precision import bf16_autocast, computes_in_bf16
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
 _OPTIONS_FILE = "options.json"
+_TENSORBOARD_LOGS = "runs"  # Transformers' name
 _PLACES = ("model", "train", "validation", "test", "output", "resume")  # checksums say which they were
 _WARMUP = 0.1
 _WEIGHT_DECAY = 0.01
@@ -61,6 +63,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         UserError: The model, its mask, a file, a field, a label or a length is not what the options say.
     """
     check_output_folder(options.output, "a classifier", _is_earlier_run)
+    check_tracker(options.report_to)
     checkpoint = _find_checkpoint(options)
     device = find_device(options.device)
     tokenizer = open_tokenizer(options.model)
@@ -71,7 +74,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     logger.info("train: %s examples in %s sequences with %s tokens, %d labels", *sizes, len(names))
     baselines = _evaluate_baselines(splits, options)
     model = _make_classifier(config, names, options).to(device)
-    trainer = _make_trainer(model, tokenizer, splits, options)
+    trainer = _Trainer(model, tokenizer, splits, options)
     if checkpoint is None:
         _start_checkpoints(options)
     started = time.monotonic()
@@ -101,6 +104,9 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         tokenizer.save_pretrained(new)
         write_json(new / METRICS_FILE, metrics)
         write_card(new, describe(metrics, options))
+        logs = options.output / _CHECKPOINTS / _TENSORBOARD_LOGS
+        if logs.is_dir():
+            shutil.copytree(logs, new / _TENSORBOARD_LOGS)
 
 
 def predict(
@@ -179,7 +185,7 @@ class _Trainer(Trainer):
             bf16=computes_in_bf16(model.device),
             use_cpu=model.device.type == "cpu",
             seed=options.seed,
-            report_to=options.report_to or "none",
+            report_to=options.report_to,
         )
         super().__init__(
             model=_with_adapters(model, options) if options.method == "lora" else model,
@@ -209,18 +215,6 @@ class _Trainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _make_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: dict[str, Split], options: ClassifierOptions
-) -> _Trainer:
-    """Raises OptionError if a tracker is unknown or not installed."""
-    try:
-        return _Trainer(model, tokenizer, splits, options)
-    except (ValueError, RuntimeError) as error:
-        if not options.report_to:
-            raise
-        raise OptionError("report_to", _one_line(error)) from error
 
 
 def _open_config(options: ClassifierOptions) -> PreTrainedConfig:
@@ -289,8 +283,9 @@ def _find_checkpoint(options: ClassifierOptions) -> str | None:
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
     before, now = read_json(folder / _OPTIONS_FILE), _plain(options)
-    for name in now.keys() - {"resume"}:
-        if now[name] != before.get(name):
+    for field in dataclasses.fields(options):
+        name = field.name
+        if now[name] != before.get(name) and field.metadata.get("affects_result", True):
             raise OptionError(name, f"was {before.get(name)} in the run to resume, not {now[name]}")
     return checkpoint
 

@@ -81,8 +81,11 @@ def read_splits(
     Raises:
         UserError: A file, a label or a length is not right.
     """
-    paths = {"train": options.train, "validation": [options.validation], "test": [options.test]}
-    read = {name: read_examples(files, options) for name, files in paths.items() if files != [None]}
+    paths = {"train": options.train}
+    for name, path in (("validation", options.validation), ("test", options.test)):
+        if path:
+            paths[name] = [path]
+    read = {name: read_examples(files, options) for name, files in paths.items()}
     names = label_names(read["train"], options)
     for examples in read.values():
         check_labels(examples, names)

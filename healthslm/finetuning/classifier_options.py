@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from healthslm.options import CheckedOptions, Device, OptionError, PositiveInt, Range, Seed, UnitInterval
+from healthslm.training.options import Tracker
+
+_FREE = {"affects_result": False}
 
 Task = Literal["mentions", "sentences", "text"]
 LabeledTokens = Literal["all", "last"]
@@ -16,7 +19,7 @@ class ClassifierOptions(CheckedOptions):
 
     train: list[Path]
     """Training data: CoNLL files (.tsv, .conll, .bio or .txt), JSON Lines or Parquet, see docs/classification.md."""
-    output: Path
+    output: Path = field(metadata=_FREE)
     """Folder for the classifier: the model, its tokenizer, a model card and metrics.json."""
     model: str = "."
     """Folder or Hub name of the model to fine-tune."""
@@ -58,11 +61,11 @@ class ClassifierOptions(CheckedOptions):
     """Sequences per step."""
     seed: Seed = 0
     """Seed of the head's weights, the order of the data and dropout."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=_FREE)
     """Continue a run that was stopped, from its last epoch."""
-    report_to: list[str] = field(default_factory=list)
-    """Trackers of Transformers' Trainer, such as tensorboard or wandb."""
-    device: Device = "auto"
+    report_to: Tracker = field(default="none", metadata=_FREE)
+    """Tracker to log to."""
+    device: Device = field(default="auto", metadata=_FREE)
     """Where to train."""
 
     def __post_init__(self) -> None:

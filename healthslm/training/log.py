@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from healthslm.errors import UserError
-from healthslm.training.options import PretrainOptions
+from healthslm.training.options import PretrainOptions, Tracker
 from healthslm.training.run_folder import CURVE_FILE, METRICS_FILE, read_metrics, write_metrics
 
 SPIKE_WINDOW = 100
@@ -95,13 +95,12 @@ class RunLog:
             self._file.close()
 
 
-def check_tracker(options: PretrainOptions) -> None:
+def check_tracker(tracker: Tracker) -> None:
     """Check that the package of the tracker is installed.
 
     Raises:
         UserError: It is not.
     """
-    tracker = options.report_to
     if tracker != "none" and not importlib.util.find_spec(tracker):
         raise UserError(f"--report-to {tracker}: {tracker} is not installed: pip install {tracker}")
 

@@ -50,7 +50,7 @@ def pretrain(options: PretrainOptions) -> None:
         UserError: An option doesn't fit the model, the corpus or the run folder; too many steps in a row failed.
         Stopped: A signal asked for it; the run can be resumed from a checkpoint.
     """
-    check_tracker(options)
+    check_tracker(options.report_to)
     # Accelerate would otherwise start a separate run in each of several processes on a CPU.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed, UnitInterval
 from healthslm.training.schedule import Decay
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
+
 _FREE = {"affects_result": False}
 _PER_CALL = {"affects_result": False, "saved": False}
 
@@ -67,7 +69,7 @@ class PretrainOptions(CheckedOptions):
     """Steps between checkpoints. The run also saves one at its end."""
     keep_checkpoints: PositiveInt = field(default=2, metadata=_FREE)
     """Number of checkpoints to keep, the newest ones."""
-    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(default="none", metadata=_FREE)
+    report_to: Tracker = field(default="none", metadata=_FREE)
     """Tracker to log to, in addition to metrics.jsonl."""
     compile: bool | None = field(default=None, metadata=_FREE)
     """Compile the model with torch.compile. By default only on a GPU."""
