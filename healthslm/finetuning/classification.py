@@ -68,6 +68,9 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     device = find_device(options.device)
     tokenizer = open_tokenizer(options.model)
     config = _open_config(options)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        config.pad_token_id = tokenizer.pad_token_id
     names, splits = read_splits(options, tokenizer, config.max_position_embeddings)
     train = splits["train"]
     sizes = (f"{number:,}" for number in (len(train.examples), len(train.sequences), train.tokens))
@@ -83,7 +86,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     if options.method == "lora":
         model = trainer.model.merge_and_unload()
     results = {}
-    for name in splits.keys() & {"validation", "test"}:
+    for name in [name for name in ("validation", "test") if name in splits]:
         results[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
         _log(name, results[name], options)
     metrics = {

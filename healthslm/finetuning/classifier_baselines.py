@@ -10,6 +10,8 @@ from healthslm.finetuning.classifier_options import Task
 from healthslm.finetuning.labeled_data import Example
 from healthslm.finetuning.tagging import mentions
 
+_FEATURES = 100_000
+
 Predictions = list[list[str]]
 """For each example the labels of its units."""
 
@@ -67,7 +69,7 @@ def tfidf_regression(train: Sequence[Example], test: Sequence[Example], with_pos
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", max_features=_FEATURES, sublinear_tf=True)
     features = []
     for transform, examples in ((vectorizer.fit_transform, train), (vectorizer.transform, test)):
         words = transform([unit for example in examples for unit in example.units])
