@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerControl,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -85,7 +86,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     seconds = time.monotonic() - started
     if options.method == "lora":
         model = trainer.model.merge_and_unload()
-    results = {}
+    results: dict[str, Any] = {}
     for name in [name for name in ("validation", "test") if name in splits]:
         results[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
         _log(name, results[name], options)
@@ -216,7 +217,7 @@ class _Trainer(Trainer):
         scores = score(self.options.task, split.expected, predicted, _FEW_RESAMPLES)
         metrics = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
