@@ -44,9 +44,9 @@ def test_conll_files_have_the_word_first_and_the_tag_last(tmp_path):
 
 
 def test_an_i_tag_that_continues_nothing_begins_a_mention(tmp_path, caplog):
-    (example,) = read(tmp_path / "train.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\n")
-    assert example.labels == ("B-X", "I-X", "B-Y", "O")
-    assert "train.tsv, line 1: an I- tag continues no mention; it is read as B-" in caplog.text
+    first, second = read(tmp_path / "train.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\n\ne\tB-X\nf\tI-Y\n")
+    assert (first.labels, second.labels) == (("B-X", "I-X", "B-Y", "O"), ("B-X", "B-Y"))
+    assert "train.tsv, line 1: an I- tag continues no mention and is read as B- (in 2 sentences)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,15 @@ def read_examples(paths: Sequence[Path], options: ClassifierOptions) -> list[Exa
         if not found:
             raise UserError(f"{path}: no examples in this file")
         examples += found
-    return [_with_whole_mentions(example) for example in examples] if options.task == "mentions" else examples
+    if options.task != "mentions":
+        return examples
+    whole = [_with_whole_mentions(example) for example in examples]
+    changed = [before.place for before, after in zip(examples, whole, strict=True) if before != after]
+    if changed:
+        logger.warning(
+            "warning: %s: an I- tag continues no mention and is read as B- (in %d sentences)", changed[0], len(changed)
+        )
+    return whole
 
 
 def check_labels(examples: Sequence[Example], known: Sequence[str]) -> None:
@@ -148,6 +156,4 @@ def _with_whole_mentions(example: Example) -> Example:
             raise UserError(f"{example.place}: tag {tag!r} is not O, B-TYPE or I-TYPE")
         tags.append(f"B-{tag[2:]}" if tag[:2] == "I-" and before[2:] != tag[2:] else tag)
         before = tag
-    if tuple(tags) != example.labels:
-        logger.warning("warning: %s: an I- tag continues no mention; it is read as B-", example.place)
     return Example(example.units, tuple(tags), example.place)
