@@ -45,12 +45,6 @@ COMMANDS = {
         "healthslm.corpus.build:build_corpus",
         "healthslm.corpus.options:CorpusOptions",
     ),
-    "describe-corpus": Command(
-        "Write the data card of a corpus",
-        "--corpus corpus --tokens tokens --output card",
-        "healthslm.data_card.describe:describe_corpus",
-        "healthslm.data_card.options:DataCardOptions",
-    ),
     "train-tokenizer": Command(
         "Train a tokenizer on a corpus",
         "--corpus corpus --output tokenizer",
@@ -68,6 +62,12 @@ COMMANDS = {
         "--corpus corpus --tokenizer tokenizer --output tokens",
         "healthslm.tokenization.tokenize:tokenize_corpus",
         "healthslm.tokenization.options:TokenizeOptions",
+    ),
+    "describe-corpus": Command(
+        "Write the data card of a corpus",
+        "--corpus corpus --tokens tokens --output card",
+        "healthslm.data_card.describe:describe_corpus",
+        "healthslm.data_card.options:DataCardOptions",
     ),
     "pretrain": Command(
         "Train a model",
@@ -87,17 +87,11 @@ COMMANDS = {
         "healthslm.evaluation.evaluation_set:fetch_evaluation_set",
         "healthslm.evaluation.options:FetchOptions",
     ),
-    "evaluate-release": Command(
-        "Run every evaluation in the model card",
-        "--recipe configs/evaluation.yaml --model . --output results",
-        "healthslm.evaluation.metrics:evaluate_release",
-        "healthslm.evaluation.options:ReleaseEvaluationOptions",
-    ),
-    "release": Command(
-        "Release the model of a run",
-        "runs/NAME --recipe configs/evaluation.yaml",
-        "healthslm.release.release:release",
-        "healthslm.release.options:ReleaseOptions",
+    "generate": Command(
+        "Generate text with a model",
+        '--model runs/NAME/best --prompt "Aspirin and the risk of"',
+        "healthslm.generation:generate",
+        "healthslm.generation_options:GenerationOptions",
     ),
     "finetune": Command(
         "Fine-tune a model on examples",
@@ -105,11 +99,17 @@ COMMANDS = {
         "healthslm.finetuning.sft:finetune",
         "healthslm.finetuning.options:FinetuneOptions",
     ),
-    "quantize": Command(
-        "Compare a model's size, loss and speed in fp32, bf16, int8, nf4 and int4, or save it in one of them",
-        "--model runs/NAME/best --data corpus/validation (or: --precisions nf4 --save NAME-nf4)",
-        "healthslm.evaluation.quantize:quantize",
-        "healthslm.evaluation.options:QuantizationOptions",
+    "finetune-classifier": Command(
+        "Fine-tune a classifier of mentions, sentences or texts",
+        "--model . --train train.tsv --validation devel.tsv --test test.tsv --bidirectional --output runs/mentions",
+        "healthslm.finetuning.classification:finetune_classifier",
+        "healthslm.finetuning.classifier_options:ClassifierOptions",
+    ),
+    "build-sentence-roles": Command(
+        "Build a data set of sentences and their roles from structured abstracts",
+        "--corpus corpus --output data/sentence-roles",
+        "healthslm.finetuning.sentence_roles:build_sentence_roles",
+        "healthslm.finetuning.classifier_options:SentenceRolesOptions",
     ),
     "build-pubmedqa-artificial": Command(
         "Make artificial training questions for PubMedQA",
@@ -123,11 +123,23 @@ COMMANDS = {
         "healthslm.finetuning.pubmedqa:cross_validate_pubmedqa",
         "healthslm.finetuning.pubmedqa_options:CrossValidationOptions",
     ),
-    "generate": Command(
-        "Generate text with a model",
-        '--model runs/NAME/best --prompt "Aspirin and the risk of"',
-        "healthslm.generation:generate",
-        "healthslm.generation_options:GenerationOptions",
+    "quantize": Command(
+        "Compare a model's size, loss and speed in fp32, bf16, int8, nf4 and int4, or save it in one of them",
+        "--model runs/NAME/best --data corpus/validation (or: --precisions nf4 --save NAME-nf4)",
+        "healthslm.evaluation.quantize:quantize",
+        "healthslm.evaluation.options:QuantizationOptions",
+    ),
+    "evaluate-release": Command(
+        "Run every evaluation in the model card",
+        "--recipe configs/evaluation.yaml --model . --output results",
+        "healthslm.evaluation.metrics:evaluate_release",
+        "healthslm.evaluation.options:ReleaseEvaluationOptions",
+    ),
+    "release": Command(
+        "Release the model of a run",
+        "runs/NAME --recipe configs/evaluation.yaml",
+        "healthslm.release.release:release",
+        "healthslm.release.options:ReleaseOptions",
     ),
 }
 

@@ -1,0 +1,90 @@
+"""The card of a classifier, from its metrics and options."""
+
+from typing import Any
+
+from healthslm.finetuning.card import Card, Result
+from healthslm.finetuning.classifier_options import ClassifierOptions
+
+METRICS_FILE = "metrics.json"
+
+_SUMMARIES = {
+    "mentions": "Finds mentions in biomedical English and gives their types: {labels}.",
+    "sentences": "Gives each sentence of a document one of these labels: {labels}.",
+    "text": "Gives a text one of these labels: {labels}.",
+}
+_SETTINGS = ("epochs", "learning_rate", "batch_size", "join", "seed", "method", "bidirectional")
+_PIPELINE = """\
+from transformers import pipeline
+
+classifier = pipeline("{task}", model="{folder}", trust_remote_code=True{more})
+print(classifier("Lithium caused tremor in a patient with bipolar disorder."))"""
+_UNITS = """\
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+model = AutoModelForTokenClassification.from_pretrained("{folder}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
+units = {units}
+inputs = tokenizer(units, is_split_into_words=True, return_tensors="pt")
+last_tokens = {{unit: place for place, unit in enumerate(inputs.word_ids()) if unit is not None}}
+labels = model(**inputs).logits[0].argmax(-1)[list(last_tokens.values())]
+print([model.config.id2label[label] for label in labels.tolist()])"""
+
+
+def describe(metrics: dict[str, Any], options: ClassifierOptions) -> Card:
+    """The card of a classifier with these contents of metrics.json."""
+    task = "text-classification" if options.task == "text" else "token-classification"
+    start = "the architecture with new weights, without pretraining" if options.from_scratch else options.model
+    data = {
+        name: f"{counts['examples']:,} examples ({counts['tokens']:,} tokens) of {', '.join(counts['files'])}"
+        for name, counts in metrics["data"].items()
+    }
+    labels = metrics["labels"]
+    if options.task == "mentions":
+        labels = sorted({label[2:] for label in labels if label != "O"})
+    return Card(
+        title=options.output.name,
+        summary=_SUMMARIES[options.task].format(labels=", ".join(labels)),
+        task=task,
+        base=start,
+        base_sha256=metrics["weights_sha256"],
+        is_adapter=False,
+        usage=_usage(task, options),
+        data=data,
+        results=_results(metrics, options),
+        settings={name: getattr(options, name) for name in _SETTINGS}
+        | {"training_seconds": metrics["training_seconds"]},
+        limits=_limits(metrics, options),
+    )
+
+
+def _usage(task: str, options: ClassifierOptions) -> str:
+    folder = options.output.name
+    if options.task == "sentences":
+        return _UNITS.format(
+            folder=folder, units='["We studied sleep.", " Forty adults took part.", " They slept well."]'
+        )
+    if options.task == "mentions" and options.tokens_with_labels == "last":
+        return _UNITS.format(folder=folder, units='["Lithium", " caused", " tremor", "."]')
+    more = ', aggregation_strategy="simple"' if options.task == "mentions" else ""
+    return _PIPELINE.format(task=task, folder=folder, more=more)
+
+
+def _results(metrics: dict[str, Any], options: ClassifierOptions) -> list[Result]:
+    kinds = (
+        {"f1": "interval"} if options.task == "mentions" else {"accuracy": "accuracy_interval", "macro_f1": "interval"}
+    )
+    results = []
+    for split in ("test", "validation"):
+        for kind, interval in kinds.items() if split in metrics else ():
+            baselines = {name: scores[kind] for name, scores in metrics["baselines"].items() if split == "test"}
+            results.append(Result(f"{kind}, {split}", metrics[split][kind], metrics[split][interval], baselines))
+    return results
+
+
+def _limits(metrics: dict[str, Any], options: ClassifierOptions) -> list[str]:
+    limits = ["The labels are those of the training data; on text of another kind expect more errors."]
+    if "test" not in metrics:
+        limits.append("It has not been evaluated on test data.")
+    if "validation" in metrics:
+        limits.append("The epoch was chosen on the validation data, so its result there is too good.")
+    return limits

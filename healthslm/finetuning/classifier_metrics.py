@@ -1,0 +1,106 @@
+"""Metrics of classifiers with 95% bootstrap intervals, in which the examples of a data set are drawn with replacement.
+
+Mentions: precision, recall and F1 of whole mentions, where the type and both ends must match (strict, as seqeval with
+mode="strict" and IOB2 counts). Examples are sentences. Sentences and texts: accuracy and macro-F1. Examples are
+documents with all their sentences, or texts.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from healthslm.finetuning.classifier_options import Task
+from healthslm.finetuning.tagging import mentions
+from healthslm.statistics import RESAMPLES, bootstrap_interval
+
+Labels = Sequence[Sequence[str]]
+"""For each example the labels of its units."""
+
+MAIN_METRIC: dict[Task, str] = {"mentions": "f1", "sentences": "macro_f1", "text": "macro_f1"}
+_PERCENTILES = (2.5, 97.5)
+_MAX_DRAWN = 2**21
+"""Examples drawn at a time, which bounds the memory of a bootstrap."""
+
+
+def score(task: Task, expected: Labels, predicted: Labels, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """The metrics of predictions, as `mention_scores` or `label_scores` returns them."""
+    scores = mention_scores if task == "mentions" else label_scores
+    return scores(expected, predicted, resamples)
+
+
+def mention_scores(expected: Labels, predicted: Labels, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Micro-averaged precision, recall and F1 of mentions.
+
+    Returns:
+        `examples`, `mentions`, `precision`, `recall`, `f1`, `interval` (of F1) and `by_type`, which has the same for
+        each type.
+    """
+    found = {"": np.zeros((len(expected), 3), dtype=np.int64)}
+    for number, (right, guess) in enumerate(zip(expected, predicted, strict=True)):
+        right_mentions, guessed = mentions(right), mentions(guess)
+        for column, group in enumerate((right_mentions & guessed, guessed, right_mentions)):
+            for _, _, kind in group:
+                found.setdefault(kind, np.zeros((len(expected), 3), dtype=np.int64))[number, column] += 1
+                found[""][number, column] += 1
+    scores = {kind: _f1(counts, resamples) for kind, counts in found.items()}
+    return {"examples": len(expected), **scores.pop(""), "by_type": dict(sorted(scores.items()))}
+
+
+def label_scores(expected: Labels, predicted: Labels, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Accuracy and macro-F1 over the labels of the data.
+
+    Returns:
+        `examples`, `units`, `accuracy`, `accuracy_interval`, `macro_f1`, `interval` (of macro-F1), `labels` and
+        `confusion`: how many units have the row's label and were given the column's.
+    """
+    names = sorted({label for labels in (*expected, *predicted) for label in labels})
+    index = {name: place for place, name in enumerate(names)}
+    counts = np.zeros((len(expected), len(names), len(names)), dtype=np.int64)
+    for number, (right, guess) in enumerate(zip(expected, predicted, strict=True)):
+        for cell, count in Counter(zip(right, guess, strict=True)).items():
+            counts[number, index[cell[0]], index[cell[1]]] += count
+    total = counts.sum(axis=0)
+    drawn = _draw(counts.reshape(len(counts), -1), resamples).reshape(-1, *total.shape)
+    correct, units = np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2))
+    return {
+        "examples": len(expected),
+        "units": int(units.sum()),
+        "accuracy": float(correct.sum() / units.sum()),
+        "accuracy_interval": list(bootstrap_interval(correct, units, resamples)),
+        "macro_f1": float(_macro_f1(total)),
+        "interval": np.percentile(_macro_f1(drawn), _PERCENTILES).tolist(),
+        "labels": names,
+        "confusion": total.tolist(),
+    }
+
+
+def _f1(counts: np.ndarray, resamples: int) -> dict[str, Any]:
+    """Scores from the correct, predicted and expected mentions of each sentence: (sentences, 3)."""
+    correct, predicted, expected = counts.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # resamples without mentions
+        interval = bootstrap_interval(2 * counts[:, 0], counts[:, 1] + counts[:, 2], resamples)
+    return {
+        "mentions": int(expected),
+        "precision": float(correct / predicted) if predicted else 0.0,
+        "recall": float(correct / expected) if expected else 0.0,
+        "f1": float(2 * correct / (predicted + expected)) if predicted + expected else 0.0,
+        "interval": [None if np.isnan(bound) else bound for bound in interval],
+    }
+
+
+def _macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """(..., labels, labels) to (...): a label that is neither expected nor predicted counts as 0."""
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
+    both = confusion.sum(axis=-1) + confusion.sum(axis=-2)
+    return (2 * correct / np.maximum(both, 1)).mean(axis=-1)
+
+
+def _draw(counts: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """The sums of counts (examples, cells) over examples drawn with replacement: (resamples, cells)."""
+    numbers = np.random.default_rng(seed)
+    examples = len(counts)
+    batches = np.array_split(np.arange(resamples), resamples * examples // _MAX_DRAWN + 1)
+    evenly = np.full(examples, 1 / examples)
+    return np.concatenate([numbers.multinomial(examples, evenly, size=len(batch)) @ counts for batch in batches])

@@ -1,0 +1,196 @@
+"""Fine-tuned classifiers: what they learn, that pipelines open them elsewhere, resuming, and errors before training."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from clean_process import result_of, start_clean_process
+from safetensors.torch import load_file
+from tiny_models import byte_model, byte_tokenizer, tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
+
+from healthslm.arguments import parse
+from healthslm.errors import UserError
+from healthslm.finetuning.classification import finetune_classifier
+from healthslm.finetuning.classifier_options import ClassifierOptions
+
+DRUGS = ("aspirin", "heparin", "lithium", "insulin", "quinine")
+DISEASES = ("gout", "acute gout", "mania", "asthma")
+
+
+def sentence_lines(drug: str, disease: str) -> str:
+    first, *rest = disease.split()
+    rows = [drug, "B-Drug"], ["eases", "O"], [first, "B-Disease"], *[[word, "I-Disease"] for word in rest]
+    return "".join(f"{word}\t{tag}\n" for word, tag in rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small untrained model with a tokenizer of bytes, and labeled data of each kind."""
+    folder = tmp_path_factory.mktemp("classification")
+    byte_model().save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    sentences = [sentence_lines(drug, disease) for drug in DRUGS for disease in DISEASES]
+    (folder / "mentions.tsv").write_text("\n".join(sentences))
+    roles = [
+        {"sentences": [f"We saw {drug}.", f"We saw {disease}.", "It works."], "labels": ["A", "B", "C"]}
+        for drug in DRUGS
+        for disease in DISEASES
+    ]
+    (folder / "roles.jsonl").write_text("\n".join(map(json.dumps, roles)))
+    texts = [{"text": f"took {drug}", "label": "drug"} for drug in DRUGS]
+    texts += [{"text": f"had {disease}", "label": "disease"} for disease in DISEASES]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    return folder
+
+
+def options_for(folder: Path, output: Path, data: str = "mentions.tsv", **more) -> ClassifierOptions:
+    steps = {"epochs": 6, "learning_rate": 1e-2, "batch_size": 2, "device": "cpu"}
+    train = folder / data
+    files = {"train": [train], "validation": train, "test": train}
+    return ClassifierOptions(**{"model": str(folder / "base"), "output": output, **files, **steps, **more})
+
+
+def metrics_of(output: Path) -> dict:
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def mentions_model(folder) -> Path:
+    output = folder / "mentions-model"
+    finetune_classifier(options_for(folder, output, bidirectional=True))
+    return output
+
+
+def find_mentions(folder: str, text: str) -> dict:
+    """Mentions of a text, in a process without this project, and whether the first token sees the last one."""
+    from transformers import pipeline
+
+    classifier = pipeline("token-classification", folder, trust_remote_code=True, aggregation_strategy="simple")
+    logits = [
+        classifier.model(**classifier.tokenizer(changed, return_tensors="pt")).logits[0, 1]
+        for changed in (text, text[:-1] + "x")
+    ]
+    found = [[mention["entity_group"], mention["start"], mention["end"]] for mention in classifier(text)]
+    return {"mentions": found, "bidirectional": bool((logits[0] - logits[1]).abs().max() > 1e-3)}
+
+
+def test_a_pipeline_in_another_process_finds_whole_mentions_and_attends_in_both_directions(mentions_model, tmp_path):
+    text = "heparin eases acute gout"
+    found = result_of(start_clean_process(tmp_path / "home", find_mentions, mentions_model, text))
+    assert [(kind, text[start:end]) for kind, start, end in found["mentions"]] == [
+        ("Drug", "heparin"),
+        ("Disease", "acute gout"),
+    ]
+    assert found["bidirectional"]
+
+
+def test_a_small_model_learns_twenty_sentences_by_heart(mentions_model):
+    metrics = metrics_of(mentions_model)
+    assert metrics["test"]["f1"] == metrics["validation"]["f1"] == 1
+    assert metrics["test"]["mentions"] == 2 * len(DRUGS) * len(DISEASES)
+    assert metrics["baselines"]["dictionary"]["f1"] == 1
+    assert metrics["data"]["train"]["examples"] == 20
+    assert {path.name for path in mentions_model.iterdir()} >= {"README.md", "tokenizer.json", "modeling_healthslm.py"}
+    assert not list(mentions_model.rglob("checkpoint*")) and not list(mentions_model.rglob("*.p*t*h"))
+
+
+@pytest.mark.parametrize("data", ["roles.jsonl", "texts.jsonl"])
+def test_sentences_and_texts_are_learned_by_heart(data, folder, tmp_path):
+    task = "sentences" if data == "roles.jsonl" else "text"
+    finetune_classifier(options_for(folder, tmp_path / "out", data, task=task))
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["test"]["macro_f1"] == 1
+    assert metrics["baselines"]["majority"]["macro_f1"] < 0.5
+
+
+def test_adapters_are_merged_with_their_head(folder, tmp_path):
+    options = options_for(folder, tmp_path / "out", method="lora", bidirectional=True, lora_rank=8)
+    finetune_classifier(options)
+    assert metrics_of(tmp_path / "out")["test"]["f1"] > 0.9
+    weights, before = load_file(tmp_path / "out/model.safetensors"), load_file(folder / "base/model.safetensors")
+    changed = {name for name in weights if name not in before or not torch.equal(weights[name], before[name])}
+    assert {name.split(".")[-2] for name in changed} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "score")
+    }
+
+
+def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
+    class Interrupt(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **more):
+            if state.epoch == 2:
+                raise KeyboardInterrupt
+
+    options = options_for(folder, tmp_path / "stopped", epochs=3)
+    finetune_classifier(replace(options, output=tmp_path / "whole"))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Interrupt])
+        finetune_classifier(options)
+    with pytest.raises(UserError, match=r"seed: was 0 in the run to resume, not 1"):
+        finetune_classifier(replace(options, resume=True, seed=1))
+    finetune_classifier(replace(options, resume=True))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert len(metrics_of(tmp_path / "stopped")["epochs"]) == 3
+
+
+def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
+    finetune_classifier(options_for(folder, tmp_path / "joined", join=60, bidirectional=True, epochs=10, batch_size=1))
+    joined = metrics_of(tmp_path / "joined")
+    assert joined["data"]["train"]["sequences"] == 10
+    assert joined["test"]["f1"] > 0.9
+    finetune_classifier(options_for(folder, tmp_path / "cut", max_length=8, truncate=True, epochs=1))
+    assert metrics_of(tmp_path / "cut")["test"]["mentions"] == 40
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"max_length": 8}, "20 sequences are longer than 8 tokens, the first at .*line 1: use --truncate"),
+        ({"validation": "other.tsv"}, "other.tsv, line 1: label 'B-Gene' is not in the training data"),
+        ({"train": ["no.tsv"]}, "no.tsv: no such file"),
+        ({"train": ["none.tsv"]}, "none.tsv: all tags are O"),
+        ({"model": "gpt2", "bidirectional": True}, "a gpt2 model has no is_causal in its configuration"),
+        ({"resume": True}, "checkpoints: no checkpoint to resume from"),
+        ({"report_to": "trackio"}, "--report-to trackio: trackio is not installed"),
+    ],
+)
+def test_wrong_input_is_reported_before_training(more, problem, folder, tmp_path):
+    (tmp_path / "other.tsv").write_text("BRCA1\tB-Gene\n")
+    (tmp_path / "none.tsv").write_text("word\tO\n")
+    if more.get("model") == "gpt2":
+        tokenizer = byte_tokenizer()
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1))
+        model.save_pretrained(tmp_path / "gpt2")
+        tokenizer.save_pretrained(tmp_path / "gpt2")
+        more = {**more, "model": str(tmp_path / "gpt2")}
+    for name in ("train", "validation"):
+        if name in more:
+            paths = [tmp_path / path for path in ([more[name]] if name == "validation" else more[name])]
+            more = {**more, name: paths[0] if name == "validation" else paths}
+    with pytest.raises(UserError, match=problem):
+        finetune_classifier(options_for(folder, tmp_path / "out", **more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_files_are_not_replaced(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files than a classifier"):
+        finetune_classifier(options_for(folder, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bc5cdr", "ncbi-disease", "sentence-roles"])
+def test_recipes_are_valid(name, repository):
+    options = parse(ClassifierOptions, ["--recipe", str(repository / f"configs/finetune/{name}.yaml")])
+    assert Path(options.model).resolve() == repository
+    assert options.output.resolve() == repository / "runs" / name
+
+
+def test_the_loss_leaves_unlabeled_tokens_out():
+    model = tiny_model("healthslm", "ForTokenClassification", is_causal=False, num_labels=3)
+    ids, labels = torch.arange(2, 8).unsqueeze(0), torch.tensor([[-100, 1, -100, -100, 2, -100]])
+    output = model(ids, labels=labels)
+    expected = torch.nn.functional.cross_entropy(output.logits[0, [1, 4]], torch.tensor([1, 2]))
+    torch.testing.assert_close(output.loss, expected)
