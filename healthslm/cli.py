@@ -178,9 +178,8 @@ def run(
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("healthslm").setLevel(logging.INFO)
-    # Without a GPU, these warn whenever Transformers or PEFT import them.
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Without a GPU, bitsandbytes warns at every import of Transformers.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     given = sys.argv[1:] if arguments is None else arguments
     with reporting_errors():
         with _ending_on_interrupt():
