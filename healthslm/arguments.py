@@ -27,7 +27,7 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import register_type
 
-from healthslm.errors import UsageError, UserError, unknown
+from healthslm.errors import UsageError, UserError, one_line, unknown
 from healthslm.options import OptionError
 
 Options = TypeVar("Options")
@@ -46,7 +46,7 @@ def parse(
     try:
         values = vars(parser.parse_args(_spell_out(types, groups)))
     except (ArgumentError, UnicodeDecodeError) as error:
-        raise UsageError(_explain(" ".join(str(error).split()), types, groups)) from error
+        raise UsageError(_explain(one_line(error), types, groups)) from error
     del values["recipe"]
     with naming_options(options_class, arguments):
         return options_class(**values)

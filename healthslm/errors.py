@@ -19,3 +19,8 @@ class Stopped(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is not known, with the most similar name that is."""
     return f"unknown {kind} {name!r}, did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, such as one of a library, in one line."""
+    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Load and create causal language models through the Auto classes, as any user of Transformers does."""
 
 import difflib
+import hashlib
 import inspect
 import logging
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from healthslm.errors import UserError
+from healthslm.errors import UserError, one_line
+from healthslm.files import file_sha256
 from healthslm.options import Device, OptionError
 from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import open_tokenizer, vocabulary_sha256
@@ -49,7 +52,7 @@ def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).to(found)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: can't load a causal language model: {_one_line(error)}") from error
+        raise UserError(f"{source}: can't load a causal language model: {one_line(error)}") from error
 
 
 def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
@@ -74,7 +77,7 @@ def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
         )
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float32)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"model: {_one_line(error)}") from error
+        raise UserError(f"model: {one_line(error)}") from error
     if (Path(config.name_or_path) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(config.name_or_path)
     return model
@@ -119,6 +122,19 @@ def choose_context(model: PreTrainedModel, context: int | None) -> int:
     return context or longest
 
 
+def weights_sha256(source: str) -> str:
+    """Checksum of the weights in a folder or of a Hub model. Of a single file, it is the one that sha256sum prints.
+
+    Raises:
+        OSError: There is no such model.
+    """
+    folder = Path(cached_file(source, "config.json")).parent
+    checksums = [file_sha256(file) for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))]
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
 def accepts(model: PreTrainedModel, argument: str) -> bool:
     """Whether the model's `forward` has this argument."""
     return argument in inspect.signature(model.forward).parameters
@@ -140,7 +156,3 @@ def _config_of_type(model_type: str | None = None, **overrides: Any) -> PreTrain
             nearest = difflib.get_close_matches(name, default.to_dict(), n=1, cutoff=0)[0]
             raise ValueError(f"{model_type} has no {name!r}, did you mean {nearest!r}?")
     return type(default)(**overrides, name_or_path=default.name_or_path)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

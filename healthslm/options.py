@@ -12,6 +12,7 @@ A range applies to every number of a tuple or list, and allows None.
 import math
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from healthslm.errors import UserError
@@ -81,6 +82,15 @@ def option_ranges(options_class: type) -> dict[str, Range]:
         for found in getattr(annotation, "__metadata__", ())
         if isinstance(found, Range)
     }
+
+
+def plain(value: Any) -> Any:
+    """Values of options as JSON has them: paths as text, tuples as lists."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass

@@ -12,9 +12,9 @@ from tiny_models import byte_model, byte_tokenizer, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
 
 from healthslm.arguments import parse
+from healthslm.classification.finetune import finetune_classifier
+from healthslm.classification.options import ClassifierOptions
 from healthslm.errors import UserError
-from healthslm.finetuning.classification import finetune_classifier
-from healthslm.finetuning.classifier_options import ClassifierOptions
 
 DRUGS = ("aspirin", "heparin", "lithium", "insulin", "quinine")
 DISEASES = ("gout", "acute gout", "mania", "asthma")

@@ -10,10 +10,10 @@ import pytest
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.evaluation.question_answering import pubmedqa_task
-from healthslm.finetuning.conclusions import divide
-from healthslm.finetuning.pubmedqa_artificial import build_pubmedqa_artificial, input_text, read_questions
-from healthslm.finetuning.pubmedqa_options import ArtificialQuestionsOptions
-from healthslm.finetuning.statements import question_of
+from healthslm.pubmedqa.artificial import build_pubmedqa_artificial, input_text, read_questions
+from healthslm.pubmedqa.conclusions import divide
+from healthslm.pubmedqa.options import ArtificialQuestionsOptions
+from healthslm.pubmedqa.statements import question_of
 
 YES = {
     "Metformin reduces mortality in septic shock: a cohort study.": "Does metformin reduce mortality in septic shock?",

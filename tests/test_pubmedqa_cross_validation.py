@@ -11,7 +11,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from tiny_models import byte_model, byte_tokenizer
 
 from healthslm.errors import UserError
-from healthslm.finetuning.pubmedqa import (
+from healthslm.pubmedqa.artificial import ANSWERS
+from healthslm.pubmedqa.cross_validation import (
     answer_weights,
     cross_validate,
     cross_validate_pubmedqa,
@@ -22,8 +23,7 @@ from healthslm.finetuning.pubmedqa import (
     word_counts,
     word_counts_in_two_phases,
 )
-from healthslm.finetuning.pubmedqa_artificial import ANSWERS
-from healthslm.finetuning.pubmedqa_options import CrossValidationOptions
+from healthslm.pubmedqa.options import CrossValidationOptions
 
 SIGNS = {"yes": "fewer deaths", "no": "equal deaths", "maybe": "few data"}
 OPTIONS = CrossValidationOptions(train=Path(), test=Path(), output=Path(), model=".", folds=5)

@@ -5,12 +5,12 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from healthslm.classification.labeled_data import read_examples
+from healthslm.classification.options import ClassifierOptions, SentenceRolesOptions
+from healthslm.classification.sentence_roles import ROLES, build_sentence_roles, label_sentences
 from healthslm.corpus.reader import split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
-from healthslm.finetuning.classifier_options import ClassifierOptions, SentenceRolesOptions
-from healthslm.finetuning.labeled_data import read_examples
-from healthslm.finetuning.sentence_roles import ROLES, build_sentence_roles, label_sentences
 from healthslm.sentences import sentences
 
 TEXT = "BACKGROUND: Is it 0.5 mg? It is. METHODS: We asked E. coli (n=3). They said no."

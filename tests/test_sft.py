@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
+from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_models import byte_model, byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline
@@ -16,10 +17,14 @@ peft = pytest.importorskip("peft")
 trl = pytest.importorskip("trl")
 
 from healthslm.errors import UserError  # noqa: E402
-from healthslm.finetuning import sft  # noqa: E402
+from healthslm.files import write_json  # noqa: E402
+from healthslm.finetuning import adapters, run, sft  # noqa: E402
+from healthslm.finetuning.adapters import check_packing  # noqa: E402
 from healthslm.finetuning.completions import measure_completions, score_completions  # noqa: E402
 from healthslm.finetuning.examples import IGNORED, Example, read_examples  # noqa: E402
 from healthslm.finetuning.options import FinetuneOptions  # noqa: E402
+from healthslm.finetuning.run import check_resumed, run_facts  # noqa: E402
+from healthslm.finetuning.trainer import CompletionTrainer, make_trainer  # noqa: E402
 from healthslm.options import OptionError  # noqa: E402
 
 ROWS = [
@@ -137,7 +142,7 @@ def gradients(trainer_class: type, model: torch.nn.Module, batch: dict[str, torc
         args=trl.SFTConfig(
             output_dir="unused", bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True
         ),
-        train_dataset=sft.Dataset.from_dict({"input_ids": [[0, 7, 8]], "labels": [[-100, 7, 8]]}),
+        train_dataset=Dataset.from_dict({"input_ids": [[0, 7, 8]], "labels": [[-100, 7, 8]]}),
         processing_class=byte_tokenizer(),
     )
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(7))
@@ -151,7 +156,7 @@ def test_the_trainer_computes_trls_loss_and_gradients(base):
     labels = ids.clone()
     labels[0, :5] = labels[1, :9] = IGNORED
     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    ours, theirs = (gradients(kind, load(base), batch) for kind in (sft.CompletionTrainer, trl.SFTTrainer))
+    ours, theirs = (gradients(kind, load(base), batch) for kind in (CompletionTrainer, trl.SFTTrainer))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-6)
 
@@ -200,14 +205,13 @@ class _Stop(TrainerCallback):
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(adapter, base, files, tmp_path, monkeypatch):
     output = tmp_path / "stopped"
     asked = options(base, output, **files)
-    make_trainer = sft._make_trainer
 
     def make_stopping_trainer(*arguments: Any) -> Any:
         trainer = make_trainer(*arguments)
         trainer.add_callback(_Stop())
         return trainer
 
-    monkeypatch.setattr(sft, "_make_trainer", make_stopping_trainer)
+    monkeypatch.setattr(sft, "make_trainer", make_stopping_trainer)
     with pytest.raises(KeyboardInterrupt):
         sft.finetune(asked)
     monkeypatch.undo()
@@ -240,11 +244,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(adapter, ba
 def test_other_weights_under_the_same_name_are_not_resumed(base, files, tmp_path):
     facts = {"base": {"model": str(base), "sha256": "one"}, "data": {"training": {"sha256": "a"}, "validation": None}}
     asked = options(base, tmp_path, **files)
-    sft.write_json(tmp_path / "run.json", sft._run_facts(asked, facts))
-    sft._check_resumed(asked, sft._run_facts(asked, facts))
+    write_json(tmp_path / "run.json", run_facts(asked, facts))
+    check_resumed(asked, run_facts(asked, facts))
     other = facts | {"base": {"model": str(base), "sha256": "two"}}
     with pytest.raises(UserError, match="the base weights changed"):
-        sft._check_resumed(asked, sft._run_facts(asked, other))
+        check_resumed(asked, run_facts(asked, other))
 
 
 @pytest.fixture(scope="module")
@@ -271,14 +275,14 @@ def test_gpt2_is_fine_tuned_too(gpt2, files, tmp_path, method):
 def test_a_model_that_mixes_packed_examples_is_refused(base, gpt2, tmp_path, monkeypatch):
     asked = options(base, tmp_path, data=[])
     for separating in (load(base), load(gpt2), tiny_model("llama")):
-        sft._check_packing(separating, asked)
+        check_packing(separating, asked)
     model = load(gpt2)
     forward = model.forward
     model.forward = lambda position_ids, **inputs: forward(
         position_ids=torch.arange(position_ids.numel())[None], **inputs
     )
     with pytest.raises(UserError, match="mixes them up: use --packing false"):
-        sft._check_packing(model, asked)
+        check_packing(model, asked)
 
 
 def test_the_mask_of_a_chat_is_the_assistants_text(tokenizer, tmp_path):
@@ -387,7 +391,7 @@ def test_chats_need_a_template_that_marks_the_assistants_text(base, tmp_path):
     ],
 )
 def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_path, monkeypatch, more, message):
-    monkeypatch.setattr(sft.CompletionTrainer, "train", lambda *arguments, **settings: pytest.fail("it trains"))
+    monkeypatch.setattr(CompletionTrainer, "train", lambda *arguments, **settings: pytest.fail("it trains"))
     with pytest.raises(UserError, match=message):
         sft.finetune(options(base, tmp_path / "run", **files, **more))
     assert not list(tmp_path.rglob("run.json"))  # with the right options it starts
@@ -405,7 +409,7 @@ def test_an_adapter_is_trained_on_weights_in_4_bits_and_merged_into_the_whole_on
 
 
 def test_qlora_without_bitsandbytes_is_refused(base, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="bitsandbytes is not installed: pip install"):
         sft.finetune(options(base, tmp_path / "run", **files, method="qlora"))
 
@@ -419,8 +423,8 @@ def test_an_adapter_is_no_base_and_other_files_are_not_replaced(adapter, base, f
 
 
 def test_a_full_disk_is_found_before_training(base, files, tmp_path, monkeypatch):
-    usage = sft.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(sft.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    usage = run.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(UserError, match="0 MB are free, but the run needs"):
         sft.finetune(options(base, tmp_path / "run", **files))
 

@@ -8,12 +8,12 @@ from seqeval.scheme import IOB2
 from tiny_models import REPOSITORY, byte_tokenizer
 from transformers import AutoTokenizer
 
+from healthslm.classification.baselines import majority, tag_with_dictionary, tfidf_regression
+from healthslm.classification.labeled_data import Example, read_examples
+from healthslm.classification.metrics import label_scores, mention_scores
+from healthslm.classification.options import ClassifierOptions
+from healthslm.classification.tagging import IGNORED, label_tokens, mentions, running_text, trim_offsets
 from healthslm.errors import UserError
-from healthslm.finetuning.classifier_baselines import majority, tag_with_dictionary, tfidf_regression
-from healthslm.finetuning.classifier_metrics import label_scores, mention_scores
-from healthslm.finetuning.classifier_options import ClassifierOptions
-from healthslm.finetuning.labeled_data import Example, read_examples
-from healthslm.finetuning.tagging import IGNORED, label_tokens, mentions, running_text, trim_offsets
 
 SENTENCES = """\
 -DOCSTART-\tO

@@ -12,6 +12,7 @@ import duckdb
 
 from healthslm.corpus.signatures import BANDS
 from healthslm.documents import SPLITS
+from healthslm.errors import one_line
 
 MEMORY_LIMIT = "700MB"
 COMMON_NGRAM = 10  # documents; an n-gram in more of them is a common phrase (Brown et al., 2020, appendix C)
@@ -111,7 +112,7 @@ def write_drop_list(signatures: list[Path], records: list[Path], held_out: Path,
         with duckdb.connect(str(database), config=config) as connection:
             _run(connection, output, values)
     except duckdb.IOException as error:
-        raise OSError(errno.EIO, " ".join(str(error).split()), str(output)) from error
+        raise OSError(errno.EIO, one_line(error), str(output)) from error
     finally:
         database.unlink(missing_ok=True)
 

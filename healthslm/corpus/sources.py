@@ -17,7 +17,7 @@ from datatrove.data import Document
 
 from healthslm.corpus.options import ID_COLUMNS, TEXT_COLUMNS, TITLE_COLUMNS
 from healthslm.documents import document_id
-from healthslm.errors import UserError
+from healthslm.errors import UserError, one_line
 from healthslm.files import file_sha256
 
 HUB_PREFIX = "hub:"
@@ -170,7 +170,7 @@ def read_rows(location: str) -> Iterator[Row]:
             with _open_text(path) as file:
                 yield {"text": _refuse_too_long(file.read(MAX_DOCUMENT_LENGTH + 1), f"{path}")}
     except (pyarrow.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged, or in another format: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged, or in another format: {one_line(error)}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -210,4 +210,4 @@ def _read_hub(name: str) -> Iterator[Row]:
     try:
         yield from load_dataset(dataset, split=split or "train", streaming=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{HUB_PREFIX}{name}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{HUB_PREFIX}{name}: cannot be read: {one_line(error)}") from error

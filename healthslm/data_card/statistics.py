@@ -18,7 +18,7 @@ from healthslm.corpus.report import COUNTS, REPORT
 from healthslm.corpus.selection import MEMORY_LIMIT
 from healthslm.data_card.options import BINS_PER_CONTEXT
 from healthslm.documents import SPLITS
-from healthslm.errors import UserError
+from healthslm.errors import UserError, one_line
 from healthslm.tokenization.tokens import TokenizedSplit, read_info
 
 BINS_PER_DOUBLING = 4  # of a document's length
@@ -104,7 +104,7 @@ def corpus_statistics(corpus: Path, report: dict[str, Any], database: Path) -> S
             try:
                 connection.execute(_DOCUMENTS, {"path": str(path)})
             except duckdb.Error as error:
-                raise UserError(f"{path}: not a Parquet file of a corpus: {' '.join(str(error).split())}") from error
+                raise UserError(f"{path}: not a Parquet file of a corpus: {one_line(error)}") from error
         statistics = {name: connection.execute(query).fetchall() for name, query in _QUERIES.items()}
     found = statistics["totals"][0][:3]
     expected = tuple(sum_splits(report, count) for count in COUNTS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from healthslm.errors import one_line
 from healthslm.evaluation.lm_eval_tasks import FOLDER
 from healthslm.models import Device, by_device, open_model
 from healthslm.statistics import macro_f1, macro_f1_interval, share
@@ -97,7 +98,7 @@ def measure_hub_tasks(
             task = hub_task(name)
         except OSError as error:
             logger.info("%s: skipped, its questions are not available", name)
-            results[name] = {"not_reached": " ".join(str(error).split())}
+            results[name] = {"not_reached": one_line(error)}
         else:
             results[name] = summarize(ask(model, task, limit))
     return results

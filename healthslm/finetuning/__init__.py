@@ -1,1 +1,1 @@
-"""Fine-tuning: language models by TRL and PEFT, and classifiers by Transformers' Trainer."""
+"""Fine-tuning of language models on examples, by TRL and PEFT."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from healthslm.finetuning.classifier_options import Task
-from healthslm.finetuning.tagging import mentions
+from healthslm.classification.options import Task
+from healthslm.classification.tagging import mentions
 from healthslm.statistics import RESAMPLES, bootstrap_interval
 
 Labels = Sequence[Sequence[str]]

@@ -25,19 +25,18 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import cached_file
 
-from healthslm.errors import UserError
-from healthslm.files import check_output_folder, file_sha256, read_json, replacing, write_json
+from healthslm.classification.baselines import baseline_predictions
+from healthslm.classification.card import METRICS_FILE, describe
+from healthslm.classification.metrics import MAIN_METRIC, score
+from healthslm.classification.options import ClassifierOptions
+from healthslm.classification.sequences import Split, labels_of_examples, read_splits
+from healthslm.classification.tagging import trim_offsets
+from healthslm.errors import UserError, one_line
+from healthslm.files import check_output_folder, read_json, replacing, write_json
 from healthslm.finetuning.card import write_card
-from healthslm.finetuning.classifier_baselines import baseline_predictions
-from healthslm.finetuning.classifier_card import METRICS_FILE, describe
-from healthslm.finetuning.classifier_data import Split, labels_of_examples, read_splits
-from healthslm.finetuning.classifier_metrics import MAIN_METRIC, score
-from healthslm.finetuning.classifier_options import ClassifierOptions
-from healthslm.finetuning.tagging import trim_offsets
-from healthslm.models import find_device
-from healthslm.options import OptionError
+from healthslm.models import find_device, weights_sha256
+from healthslm.options import OptionError, plain
 from healthslm.tokenization.encoding import open_tokenizer
 from healthslm.training.log import check_tracker
 from healthslm.training.precision import bf16_autocast, computes_in_bf16
@@ -95,10 +94,10 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         "labels": names,
         "baselines": baselines,
         "epochs": trainer.results,
-        "options": {name: value for name, value in _plain(options).items() if name not in _PLACES},
+        "options": {name: value for name, value in plain(dataclasses.asdict(options)).items() if name not in _PLACES},
         "data": {name: split.describe() for name, split in splits.items()},
         "parameters": model.num_parameters(),
-        "weights_sha256": _weights_sha256(options.model),
+        "base": {"model": options.model, "sha256": weights_sha256(options.model)},
         "training_seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("torch", "transformers", "seqeval", "scikit-learn")},
     }
@@ -225,7 +224,7 @@ def _open_config(options: ClassifierOptions) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{options.model}: can't load a model: {_one_line(error)}") from error
+        raise UserError(f"{options.model}: can't load a model: {one_line(error)}") from error
     if options.bidirectional:
         if not hasattr(config, "is_causal"):
             raise OptionError("bidirectional", f"a {config.model_type} model has no is_causal in its configuration")
@@ -245,7 +244,7 @@ def _make_classifier(config: PreTrainedConfig, names: Sequence[str], options: Cl
             return auto_class.from_config(config, **how)
         return auto_class.from_pretrained(options.model, config=config, **how)
     except (OSError, ValueError) as error:
-        raise UserError(f"{options.model}: can't load a classifier: {_one_line(error)}") from error
+        raise UserError(f"{options.model}: can't load a classifier: {one_line(error)}") from error
 
 
 def _with_adapters(model: PreTrainedModel, options: ClassifierOptions) -> Any:
@@ -286,7 +285,7 @@ def _find_checkpoint(options: ClassifierOptions) -> str | None:
     checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
-    before, now = read_json(folder / _OPTIONS_FILE), _plain(options)
+    before, now = read_json(folder / _OPTIONS_FILE), plain(dataclasses.asdict(options))
     for field in dataclasses.fields(options):
         name = field.name
         if now[name] != before.get(name) and field.metadata.get("affects_result", True):
@@ -298,27 +297,4 @@ def _start_checkpoints(options: ClassifierOptions) -> None:
     """Remove the checkpoints of an earlier run, and note the options for one that resumes."""
     folder = options.output / _CHECKPOINTS
     shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / _OPTIONS_FILE, _plain(options))
-
-
-def _plain(options: ClassifierOptions) -> dict[str, Any]:
-    """The options as JSON values."""
-    values = dataclasses.asdict(options)
-    for name, value in values.items():
-        if isinstance(value, Path):
-            values[name] = str(value)
-        elif isinstance(value, list):
-            values[name] = [str(item) for item in value]
-    return values
-
-
-def _weights_sha256(source: str) -> str:
-    """Of the weights in one file, in a folder or from the Hub; empty for other models, which their name identifies."""
-    try:
-        return file_sha256(Path(cached_file(source, "model.safetensors")))
-    except OSError:
-        return ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    write_json(folder / _OPTIONS_FILE, plain(dataclasses.asdict(options)))

@@ -9,7 +9,7 @@ from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.processors import Sequence as ProcessorSequence
 from transformers import PreTrainedTokenizerBase
 
-from healthslm.finetuning.classifier_options import LabeledTokens
+from healthslm.classification.options import LabeledTokens
 
 IGNORED = -100
 """Label of a token that the loss leaves out."""

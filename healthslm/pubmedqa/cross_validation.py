@@ -22,11 +22,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from healthslm.errors import UserError
+from healthslm.errors import UserError, one_line
 from healthslm.files import file_sha256, write_json
-from healthslm.finetuning.pubmedqa_artificial import ANSWERS, Row, input_text, read_questions
-from healthslm.finetuning.pubmedqa_options import CrossValidationOptions
 from healthslm.models import by_device, find_device
+from healthslm.pubmedqa.artificial import ANSWERS, Row, input_text, read_questions
+from healthslm.pubmedqa.options import CrossValidationOptions
 from healthslm.statistics import macro_f1, macro_f1_interval, mean, share
 from healthslm.tokenization.encoding import open_tokenizer
 
@@ -111,7 +111,7 @@ def open_classifier(
         else:
             model = AutoModelForSequenceClassification.from_pretrained(source, **how)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: can't load a classifier: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: can't load a classifier: {one_line(error)}") from error
     return tokenizer, model.to(find_device(options.device)).eval()
 
 

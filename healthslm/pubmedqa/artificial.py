@@ -21,11 +21,11 @@ from healthslm.corpus.reader import split_files
 from healthslm.corpus.signatures import OVERLAP_WORDS, ngram_hashes
 from healthslm.corpus.sources import read_rows
 from healthslm.documents import DOCUMENT_SCHEMA, pmid_id, split_position, text_hash
-from healthslm.errors import UserError
+from healthslm.errors import UserError, one_line
 from healthslm.files import check_output_folder, file_sha256, replacing, write_json
-from healthslm.finetuning.conclusions import Abstract, divide
-from healthslm.finetuning.pubmedqa_options import ArtificialQuestionsOptions, Statement
-from healthslm.finetuning.statements import Question, question_of
+from healthslm.pubmedqa.conclusions import Abstract, divide
+from healthslm.pubmedqa.options import ArtificialQuestionsOptions, Statement
+from healthslm.pubmedqa.statements import Question, question_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def read_abstracts(files: Iterable[Path]) -> Iterator[Row]:
         try:
             table = pq.read_table(file, columns=list(_COLUMNS), schema=DOCUMENT_SCHEMA)
         except (pyarrow.ArrowException, KeyError) as error:
-            raise UserError(f"{file}: not a Parquet file of a corpus: {' '.join(str(error).split())}") from error
+            raise UserError(f"{file}: not a Parquet file of a corpus: {one_line(error)}") from error
         ids, parts = table.column("id").to_pylist(), table.column("part").to_pylist()
         in_chunks = {identifier for identifier, part in zip(ids, parts, strict=True) if part > 1}
         for batch in table.to_batches(1024):

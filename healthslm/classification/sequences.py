@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from healthslm.classification.labeled_data import Example, check_labels, read_examples
+from healthslm.classification.options import ClassifierOptions
+from healthslm.classification.tagging import label_tokens, running_text
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
-from healthslm.finetuning.classifier_options import ClassifierOptions
-from healthslm.finetuning.labeled_data import Example, check_labels, read_examples
-from healthslm.finetuning.tagging import label_tokens, running_text
 from healthslm.tokenization.encoding import encode
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from healthslm.classification.options import ClassifierOptions
 from healthslm.finetuning.card import Card, Result
-from healthslm.finetuning.classifier_options import ClassifierOptions
 
 METRICS_FILE = "metrics.json"
 
@@ -46,7 +46,7 @@ def describe(metrics: dict[str, Any], options: ClassifierOptions) -> Card:
         summary=_SUMMARIES[options.task].format(labels=", ".join(labels)),
         task=task,
         base=start,
-        base_sha256=metrics["weights_sha256"],
+        base_sha256=metrics["base"]["sha256"],
         is_adapter=False,
         usage=_usage(task, options),
         data=data,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from healthslm.classification.options import ClassifierOptions, Task
 from healthslm.errors import UserError
-from healthslm.finetuning.classifier_options import ClassifierOptions, Task
 
 logger = logging.getLogger(__name__)
 

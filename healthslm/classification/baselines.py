@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from healthslm.finetuning.classifier_options import Task
-from healthslm.finetuning.labeled_data import Example
-from healthslm.finetuning.tagging import mentions
+from healthslm.classification.labeled_data import Example
+from healthslm.classification.options import Task
+from healthslm.classification.tagging import mentions
 
 _FEATURES = 100_000
 

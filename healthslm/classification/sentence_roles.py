@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from healthslm.classification.options import SentenceRolesOptions
 from healthslm.corpus.reader import split_files
 from healthslm.documents import SPLITS, split_of
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, replacing
-from healthslm.finetuning.classifier_options import SentenceRolesOptions
 from healthslm.sentences import sentences
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Classifiers of mentions, sentences and texts, by Transformers' Trainer."""
