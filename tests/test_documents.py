@@ -1,6 +1,7 @@
 """What the documents tell people to do works: their commands and their Python run in a copy of the repository."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -111,7 +112,9 @@ def test_commands_and_python_of_all_documents_run(copy_of_repository, tmp_path):
                 printed[document.name] = run([sys.executable, "-c", python], copy_of_repository)
     assert "Vitamin D and the risk of" in next(text for command, text in printed.items() if "generate.py" in command)
     assert "Vitamin D and the risk of" in printed["README.md"]
-    assert "trainable params: 786,432" in printed["README.md"]
+    assert "trainable params: 786,432" in printed["finetuning.md"]
+    adapter = json.loads((copy_of_repository / "runs/plain/adapter/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == HUB_ID
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
