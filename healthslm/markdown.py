@@ -9,8 +9,8 @@ import jinja2
 def environment(package: str) -> jinja2.Environment:
     """The environment of the templates in the folder `templates` of a package.
 
-    Filters: `count` (1,234), `percent` (12.3%), `interval` (0.10 to 0.20) and `text` (text that Markdown shows
-    unchanged, on one line).
+    Filters: `count` (1,234), `percent` (12.3%), `decimals` (0.123), `interval` (0.10 to 0.20) and `text` (text that
+    Markdown shows unchanged, on one line).
     """
     found = jinja2.Environment(
         loader=jinja2.PackageLoader(package),
@@ -20,7 +20,13 @@ def environment(package: str) -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    found.filters |= {"count": "{:,}".format, "percent": "{:.1%}".format, "interval": _interval, "text": _text}
+    found.filters |= {
+        "count": "{:,}".format,
+        "percent": "{:.1%}".format,
+        "decimals": "{:.3f}".format,
+        "interval": _interval,
+        "text": _text,
+    }
     return found
 
 

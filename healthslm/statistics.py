@@ -71,25 +71,18 @@ def bootstrap_interval(
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """The mean of the F1 scores of all options. An option that is neither correct nor chosen anywhere counts as 0.
 
+    scikit-learn computes it from answers and not from counts, which is too slow for the resamples of a bootstrap.
+
     Args:
         confusion: (..., options, options), integers: how many questions have the row's option as the correct answer
-            and the column's as the chosen one. All matrices count the same number of questions.
+            and the column's as the chosen one.
 
     Returns:
         (...), float64.
     """
-    from scipy.sparse import csr_array  # it and scikit-learn take seconds
-    from sklearn.metrics import f1_score
-
-    options = confusion.shape[-1]
-    counts = confusion.reshape(-1, options**2)
-    cells = np.repeat(np.tile(np.arange(options**2), len(counts)), counts.ravel()).reshape(len(counts), -1)
-    # For scikit-learn each option of each matrix is a label of its own, so that one call scores all matrices.
-    labels = [np.arange(len(counts)) * options + answers for answers in np.divmod(cells.T, options)]
-    shape, rows = (len(cells.T), len(counts) * options), np.arange(0, cells.size + 1, len(counts))
-    correct, chosen = (csr_array((np.ones(cells.size), columns.ravel(), rows), shape) for columns in labels)
-    scores = f1_score(correct, chosen, average=None, zero_division=0)
-    return scores.reshape(confusion.shape[:-1]).mean(axis=-1)
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
+    answered = confusion.sum(axis=-1) + confusion.sum(axis=-2)
+    return (2 * correct / np.maximum(answered, 1)).mean(axis=-1)
 
 
 def macro_f1_interval(confusion: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
@@ -101,5 +94,18 @@ def macro_f1_interval(confusion: np.ndarray, resamples: int = RESAMPLES, seed: i
     """
     questions = confusion.sum()
     draws = np.random.default_rng(seed).multinomial(questions, confusion.ravel() / questions, size=resamples)
-    batches = np.array_split(draws.reshape(resamples, *confusion.shape), math.ceil(resamples * questions / _MAX_DRAWN))
-    return np.percentile(np.concatenate([macro_f1(batch) for batch in batches]), _PERCENTILES).tolist()
+    return np.percentile(macro_f1(draws.reshape(resamples, *confusion.shape)), _PERCENTILES).tolist()
+
+
+def macro_f1_interval_of_documents(confusions: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
+    """The same for questions that come in documents, which are drawn with all their questions.
+
+    Args:
+        confusions: (documents, options, options), the confusion matrix of each document.
+    """
+    documents, *shape = confusions.shape
+    counts, evenly = confusions.reshape(documents, -1), np.full(documents, 1 / documents)
+    numbers = np.random.default_rng(seed)
+    batches = np.array_split(np.arange(resamples), math.ceil(resamples * documents / _MAX_DRAWN))
+    draws = [numbers.multinomial(documents, evenly, size=len(batch)) @ counts for batch in batches]
+    return np.percentile(macro_f1(np.concatenate(draws).reshape(-1, *shape)), _PERCENTILES).tolist()

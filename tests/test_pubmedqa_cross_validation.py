@@ -131,9 +131,9 @@ def test_the_command_writes_the_results_of_the_model_and_the_baselines(
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "out.json").read_text())
     names = ["majority", "word_counts", "word_counts_two_phases", "two_phases", "expert_questions_alone", "untrained"]
-    assert list(written["results"]) == names
-    assert written["results"]["two_phases"] == written["results"]["expert_questions_alone"]  # the same weights
-    assert len(written["results"]["untrained"]["test"]["accuracy"]["each"]) == 3
+    assert list(written["models"]) == names
+    assert written["models"]["two_phases"] == written["models"]["expert_questions_alone"]  # the same weights
+    assert len(written["models"]["untrained"]["test"]["accuracy"]["each"]) == 3
 
 
 def test_training_and_test_questions_must_not_overlap(folder: Path, tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ def model(sample_folders, tmp_path_factory) -> Path:
     return folder
 
 
+def write_run(file: Path, model: Path, seed: int) -> Path:
+    """The metrics of a model that was fine-tuned from another one."""
+    result = {"metric": "f1, test", "value": 0.8 + seed / 100, "interval": [0.7, 0.9], "baselines": {"dictionary": 0.5}}
+    weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    run = {"base": {"model": str(model), "sha256": weights}, "seed": seed, "results": [result], "labels": ["O"]}
+    file.write_text(json.dumps(run), encoding="utf-8")
+    return file
+
+
 @pytest.fixture(scope="module")
 def recipe(sample_folders, model, tmp_path_factory) -> Path:
     """A recipe with the keys of configs/evaluation.yaml and the files of the test."""
@@ -54,6 +63,8 @@ def recipe(sample_folders, model, tmp_path_factory) -> Path:
     values = {"corpus": sample_folders.corpus, "tokens": sample_folders.tokens, **write_inputs(folder)}
     baselines = {"the same model": str(model), "GPT-2": "openai-community/gpt2"}
     recipe = {name: str(path) for name, path in values.items()} | {"baselines": baselines, "documents": 6}
+    runs = [str(write_run(folder / f"seed-{seed}.json", model, seed)) for seed in range(2)]
+    recipe["finetuned"] = {"mentions": runs, "gone": [str(folder / "gone.json")]}
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder / "evaluation.yaml"
 
@@ -254,6 +265,31 @@ def test_only_the_named_metrics_are_computed(options, recipe, tmp_path):
         evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "sense"]))
 
 
+def change_a_weight(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+def test_results_of_fine_tuned_models_are_those_of_their_runs_from_these_weights(options, tmp_path):
+    some = replace(options, output=tmp_path, only=["finetuning"])
+    evaluate_release(some)
+    found = json.loads((tmp_path / "finetuning.json").read_text(encoding="utf-8"))
+    assert list(found["models"]) == ["mentions"]
+    assert [run["results"][0]["value"] for run in found["models"]["mentions"]] == [0.8, 0.81]
+
+    gone = {name: [tmp_path / "gone.json"] for name in some.finetuned}
+    evaluate_release(replace(some, finetuned=gone))
+    assert json.loads((tmp_path / "finetuning.json").read_text(encoding="utf-8"))["models"] == found["models"]
+
+    other = shutil.copytree(options.model, tmp_path / "other")
+    change_a_weight(other)
+    with pytest.raises(UserError, match=r"seed-0.json: this model was fine-tuned from other weights than .*other"):
+        evaluate_release(replace(some, model=str(other)))
+    evaluate_release(replace(some, model=str(other), finetuned=gone))
+    assert json.loads((tmp_path / "finetuning.json").read_text(encoding="utf-8"))["models"] == {}
+
+
 def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monkeypatch):
     """A file that was kept still has its mark afterwards; a file that was computed again does not."""
     model = shutil.copytree(options.model, tmp_path / "model")
@@ -276,9 +312,7 @@ def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monk
     fewer.write_text("".join(json.dumps(row) + "\n" for row in held_out_rows()[1:]), encoding="utf-8")
     assert computed_again(held_out=fewer) == {"held_out", "baselines"}
     evaluate_release(some)
-    weights = load_file(model / "model.safetensors")
-    weights["model.norm.weight"] *= 2
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    change_a_weight(model)
     assert computed_again() == {"held_out"}
     another = tmp_path / "questions.jsonl"
     shutil.copy(options.pubmedqa, another)

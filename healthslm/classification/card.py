@@ -30,7 +30,20 @@ labels = model(**inputs).logits[0].argmax(-1)[list(last_tokens.values())]
 print([model.config.id2label[label] for label in labels.tolist()])"""
 
 
-def describe(metrics: dict[str, Any], options: ClassifierOptions) -> Card:
+def results_of(metrics: dict[str, Any], options: ClassifierOptions) -> list[Result]:
+    """The main metrics on the test and validation data, with those of the baselines."""
+    kinds = (
+        {"f1": "interval"} if options.task == "mentions" else {"accuracy": "accuracy_interval", "macro_f1": "interval"}
+    )
+    results = []
+    for split in ("test", "validation"):
+        for kind, interval in kinds.items() if split in metrics else ():
+            baselines = {name: scores[kind] for name, scores in metrics["baselines"].items() if split == "test"}
+            results.append(Result(f"{kind}, {split}", metrics[split][kind], metrics[split][interval], baselines))
+    return results
+
+
+def describe(metrics: dict[str, Any], options: ClassifierOptions, results: list[Result]) -> Card:
     """The card of a classifier with these contents of metrics.json."""
     task = "text-classification" if options.task == "text" else "token-classification"
     start = "the architecture with new weights, without pretraining" if options.from_scratch else options.model
@@ -50,7 +63,7 @@ def describe(metrics: dict[str, Any], options: ClassifierOptions) -> Card:
         is_adapter=False,
         usage=_usage(task, options),
         data=data,
-        results=_results(metrics, options),
+        results=results,
         settings={name: getattr(options, name) for name in _SETTINGS}
         | {"training_seconds": metrics["training_seconds"]},
         limits=_limits(metrics, options),
@@ -67,18 +80,6 @@ def _usage(task: str, options: ClassifierOptions) -> str:
         return _UNITS.format(folder=folder, units='["Lithium", " caused", " tremor", "."]')
     more = ', aggregation_strategy="simple"' if options.task == "mentions" else ""
     return _PIPELINE.format(task=task, folder=folder, more=more)
-
-
-def _results(metrics: dict[str, Any], options: ClassifierOptions) -> list[Result]:
-    kinds = (
-        {"f1": "interval"} if options.task == "mentions" else {"accuracy": "accuracy_interval", "macro_f1": "interval"}
-    )
-    results = []
-    for split in ("test", "validation"):
-        for kind, interval in kinds.items() if split in metrics else ():
-            baselines = {name: scores[kind] for name, scores in metrics["baselines"].items() if split == "test"}
-            results.append(Result(f"{kind}, {split}", metrics[split][kind], metrics[split][interval], baselines))
-    return results
 
 
 def _limits(metrics: dict[str, Any], options: ClassifierOptions) -> list[str]:

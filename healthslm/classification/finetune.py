@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from healthslm.classification.baselines import baseline_predictions
-from healthslm.classification.card import METRICS_FILE, describe
+from healthslm.classification.card import METRICS_FILE, describe, results_of
 from healthslm.classification.metrics import MAIN_METRIC, score
 from healthslm.classification.options import ClassifierOptions
 from healthslm.classification.sequences import Split, labels_of_examples, read_splits
@@ -85,12 +85,12 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     seconds = time.monotonic() - started
     if options.method == "lora":
         model = trainer.model.merge_and_unload()
-    results: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for name in [name for name in ("validation", "test") if name in splits]:
-        results[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
-        _log(name, results[name], options)
+        scores[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
+        _log(name, scores[name], options)
     metrics = {
-        **results,
+        **scores,
         "labels": names,
         "baselines": baselines,
         "epochs": trainer.results,
@@ -98,15 +98,17 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         "data": {name: split.describe() for name, split in splits.items()},
         "parameters": model.num_parameters(),
         "base": {"model": options.model, "sha256": weights_sha256(options.model)},
+        "seed": options.seed,
         "training_seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("torch", "transformers", "seqeval", "scikit-learn")},
     }
+    results = results_of(metrics, options)
     trim_offsets(tokenizer)
     with replacing(options.output) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        write_json(new / METRICS_FILE, metrics)
-        write_card(new, describe(metrics, options))
+        write_json(new / METRICS_FILE, metrics | {"results": [dataclasses.asdict(result) for result in results]})
+        write_card(new, describe(metrics, options, results))
         logs = options.output / _CHECKPOINTS / _TENSORBOARD_LOGS
         if logs.is_dir():
             shutil.copytree(logs, new / _TENSORBOARD_LOGS)

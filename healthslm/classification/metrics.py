@@ -13,15 +13,12 @@ import numpy as np
 
 from healthslm.classification.options import Task
 from healthslm.classification.tagging import mentions
-from healthslm.statistics import RESAMPLES, bootstrap_interval
+from healthslm.statistics import RESAMPLES, bootstrap_interval, macro_f1, macro_f1_interval_of_documents
 
 Labels = Sequence[Sequence[str]]
 """For each example the labels of its units."""
 
 MAIN_METRIC: dict[Task, str] = {"mentions": "f1", "sentences": "macro_f1", "text": "macro_f1"}
-_PERCENTILES = (2.5, 97.5)
-_MAX_DRAWN = 2**21
-"""Examples drawn at a time, which bounds the memory of a bootstrap."""
 
 
 def score(task: Task, expected: Labels, predicted: Labels, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -62,15 +59,14 @@ def label_scores(expected: Labels, predicted: Labels, resamples: int = RESAMPLES
         for cell, count in Counter(zip(right, guess, strict=True)).items():
             counts[number, index[cell[0]], index[cell[1]]] += count
     total = counts.sum(axis=0)
-    drawn = _draw(counts.reshape(len(counts), -1), resamples).reshape(-1, *total.shape)
     correct, units = np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2))
     return {
         "examples": len(expected),
         "units": int(units.sum()),
         "accuracy": float(correct.sum() / units.sum()),
         "accuracy_interval": list(bootstrap_interval(correct, units, resamples)),
-        "macro_f1": float(_macro_f1(total)),
-        "interval": np.percentile(_macro_f1(drawn), _PERCENTILES).tolist(),
+        "macro_f1": float(macro_f1(total)),
+        "interval": macro_f1_interval_of_documents(counts, resamples),
         "labels": names,
         "confusion": total.tolist(),
     }
@@ -88,19 +84,3 @@ def _f1(counts: np.ndarray, resamples: int) -> dict[str, Any]:
         "f1": float(2 * correct / (predicted + expected)) if predicted + expected else 0.0,
         "interval": [None if np.isnan(bound) else bound for bound in interval],
     }
-
-
-def _macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """(..., labels, labels) to (...): a label that is neither expected nor predicted counts as 0."""
-    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
-    both = confusion.sum(axis=-1) + confusion.sum(axis=-2)
-    return (2 * correct / np.maximum(both, 1)).mean(axis=-1)
-
-
-def _draw(counts: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """The sums of counts (examples, cells) over examples drawn with replacement: (resamples, cells)."""
-    numbers = np.random.default_rng(seed)
-    examples = len(counts)
-    batches = np.array_split(np.arange(resamples), resamples * examples // _MAX_DRAWN + 1)
-    evenly = np.full(examples, 1 / examples)
-    return np.concatenate([numbers.multinomial(examples, evenly, size=len(batch)) @ counts for batch in batches])

@@ -155,6 +155,10 @@ INPUTS: dict[str, Callable[[Subject], Any]] = {
     "held_out": lambda subject: file_sha256(subject.options.held_out),
     "pubmedqa": lambda subject: file_sha256(subject.options.pubmedqa),
     "baselines": lambda subject: {name: _weights(source) for name, source in subject.options.baselines.items()},
+    "finetuned": lambda subject: {
+        name: [file_sha256(file) for file in files if file.is_file()]
+        for name, files in subject.options.finetuned.items()
+    },
     "documents": lambda subject: subject.options.documents,
     "training": _training_read,
 }
@@ -361,3 +365,31 @@ def quantization(subject: Subject) -> dict[str, Any]:
         find_device(subject.options.device),
         progress=True,
     )
+
+
+@metric("model", "finetuned", version=1)
+def finetuning(subject: Subject) -> dict[str, Any]:
+    """Results of models that were fine-tuned from this one, from the records of their runs.
+
+    If a record is not available, the earlier result from the same weights is kept.
+
+    Raises:
+        UserError: A run started from other weights.
+    """
+    path, weights = subject.options.output / "finetuning.json", _weights(subject.options.model)
+    earlier = read_json(path) if path.is_file() else {"models": {}, "inputs": {}}
+    models = {}
+    for name, files in subject.options.finetuned.items():
+        if all(file.is_file() for file in files):
+            records = [read_json(file) for file in files]
+            for file, record in zip(files, records, strict=True):
+                if record["base"]["sha256"] != weights:
+                    raise UserError(
+                        f"{file}: this model was fine-tuned from other weights than {subject.options.model}"
+                    )
+            models[name] = [{key: record[key] for key in ("seed", "results")} for record in records]
+        elif name in earlier["models"] and earlier["inputs"]["model"] == weights:
+            models[name] = earlier["models"][name]
+        else:
+            logger.info("%s: skipped, its runs are not available", name)
+    return {"models": models}

@@ -87,6 +87,9 @@ class EvaluationData(CheckedOptions):
     """JSON Lines file with PubMedQA's test questions."""
     baselines: dict[str, str] = field(default_factory=dict)
     """Other models to compare with: display names and their folders or Hub names."""
+    finetuned: dict[str, list[Path]] = field(default_factory=dict)
+    """Results of models that were fine-tuned from this one: display names, and the files with the metrics of one or
+    more runs, which differ in their seeds."""
     documents: PositiveInt = 500
     """Number of documents to generate, of titles to generate, and of abstracts to test for memorization and to compare
     precisions on. Twice as many documents are tested for verbatim continuations."""

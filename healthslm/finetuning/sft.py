@@ -116,6 +116,7 @@ def finetune(options: FinetuneOptions) -> None:
             "options": plain(asdict(options)),
             "versions": {name: version(name) for name in _PACKAGES},
         }
+        metrics["results"] = [asdict(result) for result in _results(metrics)]
         _save(model, tokenizer, options, source, metrics)
     _report_result(options, metrics)
 

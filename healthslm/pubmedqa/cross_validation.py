@@ -9,9 +9,8 @@ without a tenth of the training questions, on which the head is validated. All t
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from healthslm.errors import UserError, one_line
 from healthslm.files import file_sha256, write_json
-from healthslm.models import by_device, find_device
+from healthslm.finetuning.card import Result
+from healthslm.models import by_device, find_device, weights_sha256
 from healthslm.pubmedqa.artificial import ANSWERS, Row, input_text, read_questions
 from healthslm.pubmedqa.options import CrossValidationOptions
 from healthslm.statistics import macro_f1, macro_f1_interval, mean, share
 from healthslm.tokenization.encoding import open_tokenizer
 
 logger = logging.getLogger(__name__)
-
-_WEIGHTS = "model.safetensors"
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """From (questions, features) to the probabilities of the answers, (questions, answers)."""
@@ -49,10 +47,10 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
     if common := {row["pmid"] for row in train} & {row["pmid"] for row in test}:
         raise UserError(f"{options.test}: {len(common)} questions are also in {options.train}, such as {min(common)}")
     answers = encode_answers(train), encode_answers(test)
-    results = {"majority": majority_result(*answers), "word_counts": word_counts(train, test, options)}
+    models = {"majority": majority_result(*answers), "word_counts": word_counts(train, test, options)}
     if options.artificial:
         artificial = read_questions(options.artificial)
-        results["word_counts_two_phases"] = word_counts_in_two_phases(train, test, artificial, options)
+        models["word_counts_two_phases"] = word_counts_in_two_phases(train, test, artificial, options)
     sources = [("two_phases", options.model, False)]
     if options.base:
         sources += [("expert_questions_alone", options.base, False), ("untrained", options.base, True)]
@@ -62,26 +60,36 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
             last_hidden_states(model, tokenizer, [input_text(row, options.max_words) for row in rows])
             for rows in (train, test)
         )
-        results[name] = cross_validate(train_states, test_states, *answers, options)
-    for name, result in results.items():
+        models[name] = cross_validate(train_states, test_states, *answers, options)
+    for name, result in models.items():
         logger.info("%-24s accuracy %.1f%%, macro-F1 %.3f", name, *_both(result))
-    folder = Path(options.model)
     write_json(
         options.output,
         {
             "setting": "reasoning required: question and contexts, without the conclusion",
-            "results": results,
+            "models": models,
+            "results": [asdict(result) for result in _results(models)],
+            "base": {"model": options.base or options.model, "sha256": weights_sha256(options.base or options.model)},
+            "seed": options.seed,
             "settings": {name: getattr(options, name) for name in ("folds", "max_words", "penalty", "balance", "seed")},
             "data": {path.name: file_sha256(path) for path in (options.train, options.test)}
             | ({options.artificial.name: file_sha256(options.artificial)} if options.artificial else {}),
-            "weights": {
-                str(source): file_sha256(Path(source) / _WEIGHTS)
-                for source in (folder, options.base)
-                if source and (Path(source) / _WEIGHTS).is_file()
-            },
+            "weights_sha256": weights_sha256(options.model),
             "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")},
         },
     )
+
+
+def _results(models: dict[str, dict[str, Any]]) -> list[Result]:
+    """The scores of the heads' mean probabilities, and those of the other models as baselines."""
+    found = {name: model["ensemble"] for name, model in models.items()}
+    ours = found.pop("two_phases")
+    accuracies = {name: other["accuracy"]["share"] for name, other in found.items()}
+    f1 = {name: other["macro_f1"]["value"] for name, other in found.items()}
+    return [
+        Result("accuracy, test", ours["accuracy"]["share"], ours["accuracy"]["interval"], accuracies),
+        Result("macro_f1, test", ours["macro_f1"]["value"], ours["macro_f1"]["interval"], f1),
+    ]
 
 
 def _both(result: dict[str, Any]) -> tuple[float, float]:
