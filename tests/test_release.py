@@ -252,8 +252,8 @@ def test_the_samples_are_the_first_five_generated_documents(released):
     assert len(shown) == 5
 
 
-def test_the_documents_link_to_existing_files_and_have_no_unfilled_templates(released):
-    not_in_the_copy = {"corpus.md"}  # the project has it
+def test_the_documents_link_to_existing_files_and_have_no_unfilled_templates(released, repository):
+    docs = {path.name for path in (repository / "docs").glob("*.md")}  # which the copy has only in part
     for page, text in (
         (released / "README.md", results_table(released)),
         (released / "docs/evaluation.md", evaluation_page(released)),
@@ -261,7 +261,7 @@ def test_the_documents_link_to_existing_files_and_have_no_unfilled_templates(rel
     ):
         assert "{{" not in text and "{%" not in text
         links = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", text))
-        assert links and all((page.parent / link).exists() for link in links - not_in_the_copy)
+        assert links and all((page.parent / link).exists() for link in links - docs)
 
 
 def test_the_results_table_has_one_row_for_each_main_result_with_its_baselines(released):

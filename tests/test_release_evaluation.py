@@ -103,6 +103,10 @@ def test_each_metric_is_a_file_with_its_version_its_inputs_and_the_software(opti
         | {"GPT-2": "openai-community/gpt2"},
         "documents": 6,
         "training": None,
+        "finetuned": {
+            name: [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()]
+            for name, files in options.finetuned.items()
+        },
     }
     for name, metric in METRICS.items():
         record = json.loads((options.output / f"{name}.json").read_text(encoding="utf-8"))
@@ -261,7 +265,7 @@ def test_only_the_named_metrics_are_computed(options, recipe, tmp_path):
     arguments = ["--recipe", str(recipe), "--model", options.model, "--output", str(tmp_path / "some")]
     evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "quantization"]))
     assert {path.name for path in (tmp_path / "some").iterdir()} == {"held_out.json", "quantization.json"}
-    with pytest.raises(UserError, match="unknown metric sense: choose from held_out, .*quantization$"):
+    with pytest.raises(UserError, match="unknown metric sense: choose from held_out, .*finetuning$"):
         evaluate_release(parse(ReleaseEvaluationOptions, [*arguments, "--only", "held_out", "sense"]))
 
 

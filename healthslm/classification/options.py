@@ -41,7 +41,7 @@ class ClassifierOptions(CheckedOptions):
     sentences."""
     join: Annotated[int, Range(at_least=0)] = 0
     """Join consecutive sentences of mention data to sequences of up to this many tokens; 0 keeps them apart."""
-    max_length: PositiveInt | None = None
+    max_length: Annotated[int | None, Range(at_least=1)] = None
     """Longest sequence in tokens; by default the model's context."""
     truncate: bool = False
     """Cut longer sequences. Otherwise they are an error."""
@@ -53,7 +53,7 @@ class ClassifierOptions(CheckedOptions):
     """Start from new random weights, as a baseline."""
     epochs: PositiveInt = 10
     """Epochs at most; the learning rate decays to 0 over them."""
-    patience: PositiveInt | None = None
+    patience: Annotated[int | None, Range(at_least=1)] = None
     """Stop after this many epochs without a better validation result."""
     learning_rate: Annotated[float, Range(above=0)] = 5e-4
     """Peak learning rate."""
