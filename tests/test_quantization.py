@@ -359,7 +359,7 @@ MISTAKES: dict[str, Callable[[Path, Path, Path], tuple[list[object], str]]] = {
         f"{narrow}: int4 quantizes 32 columns together, but model.embed_tokens has 48; use int8 or bf16",
     ),
     "no text": lambda source, narrow, tmp: (
-        ["--model", source, "--data", write_texts(tmp, [{"title": "A trial"}])],
+        ["--model", source, "--precisions", "bf16", "--data", write_texts(tmp, [{"title": "A trial"}])],
         "texts.jsonl: no documents with a column `text`",
     ),
     "folder in use": lambda source, narrow, tmp: (
@@ -367,7 +367,7 @@ MISTAKES: dict[str, Callable[[Path, Path, Path], tuple[list[object], str]]] = {
         f"{source}: holds other files than a quantized model, which would be lost; choose another folder",
     ),
     "output is a folder": lambda source, narrow, tmp: (
-        ["--model", source, "--data", write_texts(tmp, [{"text": "A trial"}]), "--output", tmp],
+        ["--model", source, "--precisions", "bf16", "--data", write_texts(tmp, [{"text": "A trial"}]), "--output", tmp],
         f"{tmp}: is a folder, but the comparison is a JSON file; choose another path",
     ),
 }
