@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from packaging.version import Version
@@ -38,9 +38,17 @@ OLDEST_TRANSFORMERS = Version("5.24")
 """Older versions can't load an int4 model with a tied head."""
 
 
-def is_installed(precision: Precision) -> bool:
-    """Whether the library for this precision is installed."""
+def available_precisions() -> list[Precision]:
+    """The precisions that the installed libraries can save and open."""
+    return [name for name in get_args(Precision) if _is_installed(name) and (name != "int4" or _has_int4())]
+
+
+def _is_installed(precision: Precision) -> bool:
     return precision not in LIBRARIES or importlib.util.find_spec(LIBRARIES[precision]) is not None
+
+
+def _has_int4() -> bool:
+    return Version(importlib.metadata.version("transformers")) >= OLDEST_TRANSFORMERS
 
 
 def check_precision(model: PreTrainedModel, precision: Precision) -> None:
@@ -59,7 +67,7 @@ def check_precision(model: PreTrainedModel, precision: Precision) -> None:
     name = model.config.name_or_path
     if getattr(model.config, "quantization_config", None) is not None:
         raise UserError(f"{name}: is already quantized; give the model that it was made from")
-    if precision == "int4" and Version(importlib.metadata.version("transformers")) < OLDEST_TRANSFORMERS:
+    if precision == "int4" and not _has_int4():
         raise UserError(f"int4 needs Transformers {OLDEST_TRANSFORMERS} or newer; use nf4, or upgrade")
     width = WIDTHS.get(precision, 1)
     for place, module in model.named_modules():

@@ -23,7 +23,13 @@ from healthslm.evaluation import precisions
 from healthslm.evaluation.precisions import compare_precisions
 from healthslm.models import open_model
 from healthslm.options import Precision
-from healthslm.quantization import GROUP, OLDEST_TRANSFORMERS, is_installed, open_in_precision, save_in_precision
+from healthslm.quantization import (
+    GROUP,
+    OLDEST_TRANSFORMERS,
+    available_precisions,
+    open_in_precision,
+    save_in_precision,
+)
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("compressed_tensors")
@@ -307,7 +313,7 @@ def test_speed_is_the_median_of_three_runs_of_full_length(source, documents, mon
 
 def test_precisions_whose_library_is_missing_are_known(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else object())
-    assert [name for name in get_args(Precision) if is_installed(name)] == ["fp32", "bf16", "int4"]
+    assert available_precisions() == [name for name in ("fp32", "bf16", "int4") if name in PRECISIONS]
 
 
 def write_texts(folder: Path, rows: list[dict[str, str]]) -> Path:

@@ -32,14 +32,14 @@ print([model.config.id2label[label] for label in labels.tolist()])"""
 
 def results_of(metrics: dict[str, Any], options: ClassifierOptions) -> list[Result]:
     """The main metrics on the test and validation data, with those of the baselines."""
-    kinds = (
-        {"f1": "interval"} if options.task == "mentions" else {"accuracy": "accuracy_interval", "macro_f1": "interval"}
-    )
+    kinds = [("macro_f1", "macro-F1", "interval"), ("accuracy", "accuracy", "accuracy_interval")]
+    if options.task == "mentions":
+        kinds = [("f1", "F1", "interval")]
     results = []
     for split in ("test", "validation"):
-        for kind, interval in kinds.items() if split in metrics else ():
-            baselines = {name: scores[kind] for name, scores in metrics["baselines"].items() if split == "test"}
-            results.append(Result(f"{kind}, {split}", metrics[split][kind], metrics[split][interval], baselines))
+        for kind, name, interval in kinds if split in metrics else ():
+            baselines = {other: scores[kind] for other, scores in metrics["baselines"].items() if split == "test"}
+            results.append(Result(f"{name}, {split}", metrics[split][kind], metrics[split][interval], baselines))
     return results
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -46,8 +46,7 @@ from healthslm.evaluation.precisions import compare_precisions
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
 from healthslm.models import find_device, open_model
-from healthslm.options import Precision
-from healthslm.quantization import is_installed
+from healthslm.quantization import available_precisions
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
 from healthslm.training.run_folder import TrainingReport, report_training, tokens_seen
@@ -355,11 +354,11 @@ def memorization(subject: Subject) -> dict[str, Any]:
 
 @metric("model", "held_out", "documents", version=1)
 def quantization(subject: Subject) -> dict[str, Any]:
-    """Size, bits per byte of held-out abstracts, and speed in each precision whose library is installed."""
+    """Size, bits per byte of held-out abstracts, and speed in each precision that is available."""
     texts = subject.held_out_texts[: subject.options.documents]
     return compare_precisions(
         subject.options.model,
-        [precision for precision in get_args(Precision) if is_installed(precision)],
+        available_precisions(),
         [np.array([separator_id(subject.tokenizer), *ids]) for ids in encode_texts(subject.tokenizer, texts)],
         [len(text.encode()) for text in texts],
         find_device(subject.options.device),

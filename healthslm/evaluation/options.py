@@ -1,6 +1,5 @@
 """Options of the evaluations. They import nothing heavy, so that `--help` is fast."""
 
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -35,8 +34,9 @@ class QuantizationOptions(CheckedOptions):
 
     model: str
     """Folder or Hub name of a causal language model that is not quantized, with its tokenizer."""
-    precisions: list[Precision] = field(default_factory=lambda: list(typing.get_args(Precision)))
-    """Precisions to compare or to save. A comparison includes fp32, the baseline, in any case."""
+    precisions: list[Precision] = field(default_factory=list)
+    """Precisions to compare or to save. By default all that the installed libraries can open. A comparison includes
+    fp32, the baseline, in any case."""
     data: list[str] = field(default_factory=list)
     """Compare the precisions on these Parquet or JSON Lines files with columns `title` and `text`, or folders or glob
     patterns of such files."""
@@ -51,8 +51,6 @@ class QuantizationOptions(CheckedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.precisions:
-            raise OptionError("precisions", f"name at least one of {', '.join(typing.get_args(Precision))}")
         if self.save is not None and len(self.precisions) != 1:
             raise OptionError("save", "needs one precision, such as --precisions nf4")
         if self.save is None and not self.data:

@@ -13,7 +13,7 @@ from healthslm.evaluation.options import QuantizationOptions
 from healthslm.evaluation.precisions import compare_precisions
 from healthslm.files import write_json
 from healthslm.models import find_device, open_model
-from healthslm.quantization import check_precision, save_in_precision
+from healthslm.quantization import available_precisions, check_precision, save_in_precision
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
@@ -29,20 +29,21 @@ def quantize(options: QuantizationOptions) -> None:
     """
     device = find_device(options.device)
     tokenizer, model = load_tokenizer(options.model), open_model(options.model)
-    for precision in options.precisions:
+    precisions = options.precisions or available_precisions()
+    for precision in precisions:
         check_precision(model, precision)
     texts = read_held_out(options.data, options.documents) if options.data else []
     if options.output is not None:
         _check_writable(options.output)
 
     if options.save is not None:
-        save_in_precision(options.model, options.precisions[0], options.save, device)
+        save_in_precision(options.model, precisions[0], options.save, device)
         size = sum(file.stat().st_size for file in options.save.glob("*.safetensors"))
-        logger.info("%s: %s in %s, %.1f MB", options.save, options.model, options.precisions[0], size / 1e6)
+        logger.info("%s: %s in %s, %.1f MB", options.save, options.model, precisions[0], size / 1e6)
     if texts:
         result = compare_precisions(
             options.model,
-            options.precisions,
+            precisions,
             [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)],
             [len(text.encode()) for text in texts],
             device,

@@ -88,7 +88,7 @@ def _results(models: dict[str, dict[str, Any]]) -> list[Result]:
     f1 = {name: other["macro_f1"]["value"] for name, other in found.items()}
     return [
         Result("accuracy, test", ours["accuracy"]["share"], ours["accuracy"]["interval"], accuracies),
-        Result("macro_f1, test", ours["macro_f1"]["value"], ours["macro_f1"]["interval"], f1),
+        Result("macro-F1, test", ours["macro_f1"]["value"], ours["macro_f1"]["interval"], f1),
     ]
 
 
