@@ -21,7 +21,7 @@ _OPENING = re.compile(r"[(\[{'’/-]")
 def running_text(words: Sequence[str]) -> list[str]:
     """The words with the space before them that running text has, so that they join to a text.
 
-    Data sets with mentions part words at punctuation and lose the spaces: "L - dopa ( 3 . 5 mg )" was "L-dopa (3.5
+    Data sets of mentions split words at punctuation and lose the spaces: "L - dopa ( 3 . 5 mg )" was "L-dopa (3.5
     mg)". This restores the usual spaces: none before closing punctuation, after opening punctuation and within numbers.
     """
     pieces = []

@@ -42,7 +42,7 @@ def make_trainer(
 ) -> SFTTrainer:
     """TRL's trainer for the options of a run."""
     bf16 = computes_in_bf16(find_device(options.device))
-    # A share of the steps, or so many that only the end is left.
+    # A fraction of the steps. With a single evaluation, an interval that only the end of training reaches.
     interval = 1 / options.evaluations if options.evaluations > 1 else sys.maxsize
     rate = options.learning_rate if options.learning_rate is not None else LEARNING_RATES[options.method]
     micro_batch_size = min(options.micro_batch_size, options.batch_size)

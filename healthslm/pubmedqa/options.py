@@ -59,7 +59,7 @@ class CrossValidationOptions(CheckedOptions):
     artificial: Path | None = None
     """The artificial questions (questions.jsonl), for the baseline of word counts."""
     folds: Annotated[int, Range(at_least=2)] = 10
-    """Number of models: each is trained without one of so many parts of the training questions."""
+    """Number of folds of the training questions. One model is trained without each fold."""
     max_words: PositiveInt = MAX_WORDS
     """Words of the context to read, from its end, where the results are."""
     penalty: Annotated[float, Range(above=0)] = 100.0
