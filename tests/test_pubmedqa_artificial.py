@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
 from healthslm.evaluation.question_answering import pubmedqa_task
-from healthslm.pubmedqa.artificial import build_pubmedqa_artificial, input_text, read_questions
+from healthslm.pubmedqa.artificial import build_pubmedqa_artificial, input_text, read_questions, select
 from healthslm.pubmedqa.conclusions import divide
 from healthslm.pubmedqa.options import ArtificialQuestionsOptions
 from healthslm.pubmedqa.statements import question_of
@@ -221,6 +223,23 @@ def test_the_ratio_of_answers_is_an_option_and_the_choice_does_not_change(corpus
     assert not all(answer == "yes" for answer in answers[:10]) and not all(answer == "no" for answer in answers[10:])
     fewer = {row["pmid"] for row in build(corpus, tmp_path / "c", yes_per_no=1)[0]}
     assert fewer < {row["pmid"] for row in questions}
+
+
+def test_the_words_of_a_question_do_not_tell_its_answer() -> None:
+    random = Random(0)
+    rows = []
+    for number in range(3000):
+        answer = "no" if random.random() < 0.15 else "yes"
+        often = random.random() < (0.8 if answer == "no" else 0.3)
+        question = f"Does drug {number} {'affect' if often else 'reduce'} pain?"
+        rows.append({"pmid": str(number), "QUESTION": question, "final_decision": answer})
+
+    def share(questions: list[dict], answer: str) -> float:
+        return np.mean(["affect" in row["QUESTION"] for row in questions if row["final_decision"] == answer])
+
+    kept = select(rows, yes_per_no=1)
+    assert len(kept) > 700 and abs(share(kept, "no") - share(kept, "yes")) < 0.05
+    assert share(rows, "no") - share(rows, "yes") > 0.4
 
 
 def test_the_context_ends_before_the_conclusion_and_the_input_keeps_its_end(corpus: Path, tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ statements in titles and, since only 4% of those are negated, with those in conc
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from healthslm.corpus.reader import split_files
@@ -31,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 ANSWERS = ("yes", "no", "maybe")
 QUESTIONS, REPORT = "questions.jsonl", "report.json"
+_NO_PER_GROUP = 90
 _COLUMNS = ("id", "part", "title", "text", "kind", "sections")
 
 Row = dict[str, Any]
@@ -63,8 +69,7 @@ class HeldOut:
 def build_pubmedqa_artificial(options: ArtificialQuestionsOptions) -> None:
     """Write artificial questions in PubMedQA's format, and a report that counts what was kept and dropped.
 
-    The result depends on the corpus and the options alone. Which of the many questions with the answer yes are kept
-    depends on a hash of their ids, so that it hardly changes when the corpus grows.
+    The result depends on the corpus and the options alone.
 
     Raises:
         UserError: There is no such corpus or held-out file, a file isn't what it should be, or no question remains.
@@ -197,23 +202,39 @@ def _row(document: Row, abstract: Abstract, question: Question, statement: str, 
 
 
 def select(questions: list[Row], yes_per_no: float) -> list[Row]:
-    """All questions with the answer no, and at most `yes_per_no` times as many with the answer yes.
+    """Questions with both answers, so that the words of a question don't tell the answer.
 
-    The limit holds for each beginning of a question ("Does", "Is there") by itself, so that the beginning doesn't tell
-    the answer. The lowest hashes of the ids are chosen; the order is that of another hash, so that it is mixed.
+    Questions are compared by how much their words look like a question with the answer no. In each group of similar
+    ones, no more are kept with the answer no than there are with yes, and `yes_per_no` times as many with yes. The
+    lowest hashes of the ids are chosen; the order is that of another hash, so that it is mixed.
     """
     ordered = sorted(questions, key=lambda row: (split_position(row["pmid"]), row["QUESTION"]))
-    no = Counter(_beginning(row) for row in ordered if row["final_decision"] == "no")
-    left = {beginning: int(count * yes_per_no) for beginning, count in no.items()}
-    kept = []
-    for row in ordered:
-        beginning = _beginning(row)
-        if yes_per_no and row["final_decision"] == "yes":
-            if left.get(beginning, 0) == 0:
-                continue
-            left[beginning] -= 1
-        kept.append(row)
+    kept = ordered
+    if yes_per_no:
+        no = np.array([row["final_decision"] == "no" for row in ordered], dtype=bool)
+        groups = _groups([row["QUESTION"] for row in ordered], no)
+        places: list[int] = []
+        for group in range(groups.max(initial=0) + 1):
+            inside = groups == group
+            with_no, with_yes = np.flatnonzero(inside & no), np.flatnonzero(inside & ~no)
+            with_no = with_no[: len(with_yes)]
+            places += [*with_no, *with_yes[: int(len(with_no) * yes_per_no)]]
+        kept = [ordered[place] for place in places]
     return sorted(kept, key=lambda row: split_position(row["QUESTION"]))
+
+
+def _groups(questions: Sequence[str], no: np.ndarray) -> np.ndarray:
+    """(questions,), groups with the same number of questions with the answer no, by what word counts predict.
+
+    The classifier has not seen the questions that it judges (cross-validation).
+    """
+    groups = int(no.sum()) // _NO_PER_GROUP
+    if groups < 2:
+        return np.zeros(len(questions), dtype=np.int64)
+    words = TfidfVectorizer(sublinear_tf=True, min_df=3, ngram_range=(1, 2))
+    classifier = make_pipeline(words, LogisticRegression(class_weight="balanced", max_iter=1000))
+    scores = cross_val_predict(classifier, list(questions), no, cv=5, method="predict_proba")[:, 1]
+    return np.digitize(scores, np.quantile(scores[no], np.linspace(0, 1, groups + 1)[1:-1]))
 
 
 def _beginning(row: Row) -> str:

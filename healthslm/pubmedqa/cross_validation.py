@@ -179,7 +179,7 @@ def word_counts(train: list[Row], test: list[Row], options: CrossValidationOptio
     Returns:
         Like `cross_validate`.
     """
-    texts, test_texts = ([_whole_text(row) for row in rows] for rows in (train, test))
+    texts, test_texts = ([input_text(row, options.max_words) for row in rows] for rows in (train, test))
     answers = encode_answers(train)
 
     def fit(places: np.ndarray) -> Predict:
@@ -200,21 +200,17 @@ def word_counts_in_two_phases(
     Returns:
         Like `cross_validate`.
     """
-    classifier = _word_classifier().fit([_whole_text(row) for row in artificial], encode_answers(artificial))
-    logits, test_logits = (
-        classifier.decision_function([_whole_text(row) for row in rows]).reshape(len(rows), -1)
-        for rows in (train, test)
+    texts, test_texts, artificial_texts = (
+        [input_text(row, options.max_words) for row in rows] for rows in (train, test, artificial)
     )
+    classifier = _word_classifier().fit(artificial_texts, encode_answers(artificial))
+    logits, test_logits = (classifier.decision_function(rows).reshape(len(rows), -1) for rows in (texts, test_texts))
     weak = replace(options, penalty=1.0)  # a few logits need hardly any
     return cross_validate(logits, test_logits, encode_answers(train), encode_answers(test), weak)
 
 
 def _word_classifier() -> Pipeline:
     return make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000))
-
-
-def _whole_text(row: Row) -> str:
-    return " ".join([row["QUESTION"], *row["CONTEXTS"]])
 
 
 def answer_weights(answers: np.ndarray, balance: float) -> np.ndarray:

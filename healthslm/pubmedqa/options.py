@@ -33,9 +33,9 @@ class ArtificialQuestionsOptions(CheckedOptions):
     statements: list[Statement] = field(default_factory=lambda: ["title", "conclusion"])
     """Where the statements come from: the title, as in PubMedQA's paper, or the first statement of the conclusion. Each
     abstract gives one question, from the first of these that has a statement."""
-    yes_per_no: NonNegativeFloat = 1.0
-    """Keep at most this many questions with the answer yes per question with the answer no that begins alike. Titles
-    are rarely negated: without a limit 95% of their answers are yes. 0 keeps all."""
+    yes_per_no: NonNegativeFloat = 2.0
+    """Keep at most this many questions with the answer yes per question with the answer no, among questions with
+    similar words. Statements are rarely negated: without a limit 93% of the answers are yes. 0 keeps all."""
     min_context_words: NonNegativeInt = 50
     """Drop abstracts with fewer words left without their conclusion."""
     max_words: PositiveInt = MAX_WORDS
