@@ -62,7 +62,7 @@ class CrossValidationOptions(CheckedOptions):
     """Number of folds of the training questions. One model is trained without each fold."""
     max_words: PositiveInt = MAX_WORDS
     """Words of the context to read, from its end, where the results are."""
-    penalty: Annotated[float, Range(above=0)] = 100.0
+    penalty: Annotated[float, Range(above=0)] = 1.0
     """Strength of the head's L2 penalty."""
     balance: UnitInterval = 0.0
     """How far the answers are weighted against their frequency: 0 not at all, 1 so that all count the same. More lets
