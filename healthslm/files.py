@@ -88,6 +88,22 @@ def check_output_folder(folder: Path, content: str, is_earlier_output: Callable[
         raise UserError(f"{folder}: holds other files than {content}, which would be lost; choose another folder")
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Check before long work that the disk has room for its output.
+
+    Args:
+        path: Where it will be written; may not exist yet.
+        needed: In bytes.
+
+    Raises:
+        UserError: It has not.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(f"{path}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB")
+
+
 def file_sha256(path: Path) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,6 +55,18 @@ def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
         raise UserError(f"{source}: can't load a causal language model: {one_line(error)}") from error
 
 
+def refuse_adapter(source: str) -> None:
+    """Check that a folder holds no adapter, for work that needs a whole model.
+
+    Raises:
+        UserError: It does.
+    """
+    if (Path(source) / "adapter_config.json").exists():
+        raise UserError(
+            f"{source}: an adapter, not a whole model: use the `merged` folder that fine-tuning with --merge writes"
+        )
+
+
 def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
     """Create the model that a recipe describes, in fp32.
 

@@ -1,6 +1,7 @@
 """Fine-tuned classifiers: what they learn, that pipelines open them elsewhere, resuming, and errors before training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Interrupt])
         finetune_classifier(options)
+    with pytest.raises(UserError, match="holds an unfinished run: continue it with --resume"):
+        finetune_classifier(options)
     with pytest.raises(UserError, match=r"seed: was 0 in the run to resume, not 1"):
         finetune_classifier(replace(options, resume=True, seed=1))
     finetune_classifier(replace(options, resume=True))
@@ -149,6 +152,7 @@ def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
     ("more", "problem"),
     [
         ({"max_length": 8}, "20 sequences are longer than 8 tokens, the first at .*line 1: use --truncate"),
+        ({"max_length": 65}, "max_length: must be at most 64, the model's context, not 65"),
         ({"validation": "other.tsv"}, "other.tsv, line 1: label 'B-Gene' is not in the training data"),
         ({"train": ["no.tsv"]}, "no.tsv: no such file"),
         ({"train": ["none.tsv"]}, "none.tsv: all tags are O"),
@@ -175,7 +179,16 @@ def test_wrong_input_is_reported_before_training(more, problem, folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_other_files_are_not_replaced(folder, tmp_path):
+def test_a_full_disk_is_found_before_training(folder, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="0 MB are free, but the run needs"):
+        finetune_classifier(options_for(folder, tmp_path / "out"))
+
+
+def test_finished_runs_and_other_files_are_not_replaced(folder, mentions_model, tmp_path):
+    with pytest.raises(UserError, match="already holds a finished run"):
+        finetune_classifier(options_for(folder, mentions_model))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files than a classifier"):
         finetune_classifier(options_for(folder, tmp_path))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import string
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,19 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from datasets import Dataset
+from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
-from tiny_models import byte_model, byte_tokenizer, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline
+from tiny_models import byte_model, byte_tokenizer, llama_twin
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    pipeline,
+)
 
 peft = pytest.importorskip("peft")
 trl = pytest.importorskip("trl")
@@ -26,6 +38,7 @@ from healthslm.finetuning.options import FinetuneOptions  # noqa: E402
 from healthslm.finetuning.run import check_resumed, run_facts  # noqa: E402
 from healthslm.finetuning.trainer import CompletionTrainer, make_trainer  # noqa: E402
 from healthslm.options import OptionError  # noqa: E402
+from healthslm.rouge import score_token_f1  # noqa: E402
 
 ROWS = [
     {"prompt": f"Item {number} is", "completion": f" {'even' if number % 2 == 0 else 'odd'}."} for number in range(8)
@@ -193,7 +206,7 @@ def test_the_output_has_a_card_and_nothing_of_the_run(adapter):
     assert metrics["base"]["sha256"] in card and "medical advice" in card
     assert "AutoPeftModelForCausalLM" in card
     assert "AutoPeftModelForCausalLM" not in (adapter / "merged/README.md").read_text()
-    assert metrics["validation"]["rouge"]["examples"] == 2
+    assert metrics["validation"]["completions"]["examples"] == 2
     assert list((adapter / "tensorboard").glob("events.*"))
 
 
@@ -252,31 +265,64 @@ def test_other_weights_under_the_same_name_are_not_resumed(base, files, tmp_path
 
 
 @pytest.fixture(scope="module")
-def gpt2(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpt2")
+def others(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """GPT-2, Llama with the weights of `base`, and Qwen2 with a head of its own, all for the tokenizer of bytes."""
+    ids = {"vocab_size": len(byte_tokenizer()), "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.2}
     torch.manual_seed(0)
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(byte_tokenizer()), bos_token_id=0, eos_token_id=0, **sizes)
-    ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base, trust_remote_code=True).save_pretrained(folder)
-    return folder
+    models = {
+        "gpt2": GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **ids)),
+        "llama": llama_twin(load(base)),
+        "qwen2": Qwen2ForCausalLM(
+            Qwen2Config(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                tie_word_embeddings=False,
+                **ids,
+            )
+        ),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in models}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
+        AutoTokenizer.from_pretrained(base, trust_remote_code=True).save_pretrained(folders[name])
+    return folders
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_gpt2_is_fine_tuned_too(gpt2, files, tmp_path, method):
-    sft.finetune(options(gpt2, tmp_path / "run", **files, method=method, target_modules=["c_attn", "c_fc"]))
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_other_models_get_an_adapter_that_opens_and_merges(others, adapter, files, tmp_path, name):
+    output = tmp_path / "run"
+    sft.finetune(options(others[name], output, **files, merge=True))
+    found = json.loads((output / "metrics.json").read_text())["validation"]
+    assert found["after"]["loss"] < found["before"]["loss"]
+    unmerged, merged = load(output, peft.AutoPeftModelForCausalLM), load(output / "merged")
+    torch.testing.assert_close(logits(merged), logits(unmerged), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(unmerged), logits(load(others[name])), atol=1e-2)
+    generate = pipeline("text-generation", model=str(output), trust_remote_code=True, device="cpu")
+    text = generate("Item 2 is", max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
+    ids = merged.generate(**generate.tokenizer("Item 2 is", return_tensors="pt"), max_new_tokens=6, do_sample=False)
+    assert text == generate.tokenizer.decode(ids[0, 10:], skip_special_tokens=True)
+    if name == "llama":  # the same model as HealthSLM
+        expected = load_file(adapter / "adapter_model.safetensors")
+        for key, weights in load_file(output / "adapter_model.safetensors").items():
+            torch.testing.assert_close(weights, expected[key], rtol=1e-3, atol=1e-4)
+
+
+def test_all_weights_of_gpt2_are_trained(others, files, tmp_path):
+    sft.finetune(options(others["gpt2"], tmp_path / "run", **files, method="full"))
     found = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
     assert found["after"]["loss"] < found["before"]["loss"]
-    opened = load(tmp_path / "run", peft.AutoPeftModelForCausalLM if method == "lora" else AutoModelForCausalLM)
-    assert not torch.allclose(logits(opened), logits(load(gpt2)), atol=1e-3)
+    assert not torch.allclose(logits(load(tmp_path / "run")), logits(load(others["gpt2"])), atol=1e-3)
 
 
-def test_a_model_that_mixes_packed_examples_is_refused(base, gpt2, tmp_path, monkeypatch):
+def test_a_model_that_mixes_packed_examples_is_refused(base, others, tmp_path):
     asked = options(base, tmp_path, data=[])
-    for separating in (load(base), load(gpt2), tiny_model("llama")):
+    for separating in (load(base), *map(load, others.values())):
         check_packing(separating, asked)
-    model = load(gpt2)
+    model = load(others["gpt2"])
     forward = model.forward
     model.forward = lambda position_ids, **inputs: forward(
         position_ids=torch.arange(position_ids.numel())[None], **inputs
@@ -304,6 +350,59 @@ def test_the_mask_of_a_chat_is_the_assistants_text(tokenizer, tmp_path):
     assert example.input_ids[: example.prompt_tokens] == tokenizer.apply_chat_template(
         chat[:-1], add_generation_prompt=True, return_dict=False
     )
+
+
+def nats_of_rows(model: torch.nn.Module, tokenizer: Any, texts: list[tuple[str, str]]) -> torch.Tensor:
+    """The negative log-likelihood of the tokens of the second of two texts, which spell their special tokens out."""
+    return torch.cat(
+        [
+            nats_by_hand(
+                model, tokenizer(before)["input_ids"], tokenizer(learned, add_special_tokens=False)["input_ids"]
+            )
+            for before, learned in texts
+        ]
+    )
+
+
+def test_a_run_on_chats_learns_the_assistants_messages_and_its_card_runs(base, tokenizer, tmp_path, capsys):
+    said = [(f"Is {number} even?", "Yes." if number % 2 == 0 else "No.") for number in range(8)]
+    names = ("user", "assistant")
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(names, pair, strict=True)]} for pair in said
+    ]
+    with torch.no_grad():
+        nats = nats_of_rows(
+            load(base),
+            tokenizer,
+            [(f"<|user|>{asked}<|end|><|assistant|>", f"{answer}<|end|><|endoftext|>") for asked, answer in said],
+        )
+    file, output = write_rows(tmp_path / "chats.jsonl", rows), tmp_path / "run"
+    asked = {"data": [file], "validation": [file], "batch_size": 8, "generate": 2, "max_new_tokens": 5}
+    sft.finetune(options(base, output, **asked))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["data"]["training"]["completion_tokens"] == len(nats)
+    assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
+
+    usage = (output / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(usage.replace("path/to/this/folder", str(output)), {})
+    chat = pipeline("text-generation", model=str(output), trust_remote_code=True, device="cpu")
+    question = [{"role": "user", "content": metrics["validation"]["samples"][0]["prompt"]}]
+    answer = chat(question, max_new_tokens=64, do_sample=False)[0]["generated_text"][-1]["content"]
+    assert answer and capsys.readouterr().out == f"{answer}\n"
+
+
+def test_a_run_on_plain_text_learns_all_of_it(base, tokenizer, tmp_path):
+    texts = [f"Item {number} is {'even' if number % 2 == 0 else 'odd'}." for number in range(8)]
+    with torch.no_grad():
+        nats = nats_of_rows(load(base), tokenizer, [("", f"{text}<|endoftext|>") for text in texts])
+    file = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    sft.finetune(options(base, tmp_path / "run", data=[file], validation=[file], batch_size=8))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["data"]["training"]["completion_tokens"] == len(nats)
+    assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
 
 
 def test_the_released_tokenizer_has_the_chat_template_and_no_new_tokens(repository):
@@ -347,14 +446,14 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 @pytest.mark.parametrize(
     "rows, more, message",
     [
-        ([], {}, "no examples"),
+        ([], {}, "no examples: there are no rows"),
         ([{"a": "b"}], {}, "no fields prompt and completion, messages, or text; the fields are a"),
         (ROWS, {"prompt": "question", "completion": "completion"}, "row 1: no field 'question'; the fields are prompt"),
         (ROWS, {"prompt": "{prompt", "completion": "completion"}, "not a template"),
         (ROWS, {"prompt": "prompt"}, "--prompt and --completion belong together"),
         (ROWS, {"text": "prompt", "messages": "x"}, "exclude each other"),
         (ROWS, {"completion_after": "x"}, "name its field with --text"),
-        (ROWS, {"text": "prompt", "completion_after": "nowhere"}, "in 8 rows, prompt or completion is empty"),
+        (ROWS, {"text": "prompt", "completion_after": "nowhere"}, "in all 8 rows, prompt or completion is empty"),
         ([{"prompt": "a", "completion": " "}], {}, "no examples"),
         ([{"messages": "hello"}], {}, "not a list of messages with role and content"),
         ([{"messages": [*CHAT, {"role": "tool", "content": "x"}]}], {}, "unknown role tool"),
@@ -380,20 +479,22 @@ def test_chats_need_a_template_that_marks_the_assistants_text(base, tmp_path):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"target_modules": ["lm_head"]}, "shares its weights with the embedding"),
-        ({"target_modules": ["embed_tokens"]}, "shares its weights with the embedding or the head"),
+        ({"target_modules": ["lm_head"]}, "lm_head is the embedding or the head, which can't be adapted"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens is the embedding or the head"),
         ({"target_modules": ["q_prj"]}, "no linear layer 'q_prj'; choose from down_proj, gate_proj"),
         ({"context": 65}, "must be at most 64"),
         ({"batch_size": 3, "micro_batch_size": 2}, "multiple of --micro-batch-size"),
         ({"resume": True}, "no run to resume"),
         ({"report_to": "wandb"}, "wandb is not installed"),
         ({"generate": 2, "max_new_tokens": 64}, "leaves room"),
+        ({"generate": 2, "validation": []}, "generate: needs --validation"),
+        ({"patience": 2, "validation": []}, "patience: needs --validation"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_path, monkeypatch, more, message):
     monkeypatch.setattr(CompletionTrainer, "train", lambda *arguments, **settings: pytest.fail("it trains"))
     with pytest.raises(UserError, match=message):
-        sft.finetune(options(base, tmp_path / "run", **files, **more))
+        sft.finetune(options(base, tmp_path / "run", **(files | more)))
     assert not list(tmp_path.rglob("run.json"))  # with the right options it starts
 
 
@@ -429,12 +530,32 @@ def test_a_full_disk_is_found_before_training(base, files, tmp_path, monkeypatch
         sft.finetune(options(base, tmp_path / "run", **files))
 
 
-def test_rouge_compares_first_lines_with_answers_of_one_line():
+def test_completions_of_one_line_are_compared_by_their_first_line():
     examples = [Example([0], [0], "One two. Three.", " one two", " one two", 1)] * 2
     found = score_completions(examples, {"before": ["one two\nthree four", "x"], "after": [" one two", " one"]})
     assert found["before"]["rouge1"]["mean"] == pytest.approx(0.5)
     assert found["after"]["rouge1"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["first_sentence"]["rouge1"]["mean"] == 1
+    assert found["after"]["token_f1"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_token_f1_equals_rouge_1_of_words_without_punctuation_and_articles():
+    class Words:
+        def tokenize(self, text: str) -> list[str]:
+            kept = "".join(character for character in text.lower() if character not in string.punctuation)
+            return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+    words = ["The", "a", "an", "asthma,", "Asthma", "of", "theory", "drug-induced", "drug", "(heart)"]
+    choose = random.Random(0)
+    texts = [" ".join(choose.choices(words, k=choose.randint(1, 8))) for _ in range(200)]
+    answered = [pair for pair in zip(texts[:100], texts[100:], strict=True) if all(map(Words().tokenize, pair))]
+    scorer = RougeScorer(["rouge1"], tokenizer=Words())
+    for found, expected in answered:
+        f1 = scorer.score(expected, found)["rouge1"].fmeasure
+        assert score_token_f1([found], [expected])["mean"] == pytest.approx(f1)
+    assert len(answered) > 50
+    # SQuAD's rule for texts without words
+    assert score_token_f1(["The", "The", "asthma"], ["a", "asthma", "a"])["mean"] == pytest.approx(1 / 3)
 
 
 def test_the_command_line_reads_the_recipes(repository):

@@ -57,6 +57,7 @@ def test_an_i_tag_that_continues_nothing_begins_a_mention(tmp_path, caplog):
         ("a.tsv", "word\tO\n", {"task": "text"}, "a.tsv: --task text reads JSON Lines or Parquet, not .tsv"),
         ("a.jsonl", '{"text": "one"}', {"task": "text"}, "a.jsonl, line 1: no field 'label' (it has text)"),
         ("a.jsonl", '{"text": 1, "label": 2}', {"task": "text"}, "a.jsonl, line 1: 'text' must be text"),
+        ("a.jsonl", '{"text": "one", "label": null}', {"task": "text"}, "a.jsonl, line 1: 'label' must be text"),
         ("a.jsonl", '{"tokens": ["a"], "labels": []}', {}, "a.jsonl, line 1: 1 tokens but 0 labels"),
         ("a.jsonl", "{", {}, "a.jsonl, line 1: not JSON"),
         ("a.parquet", "x", {}, "a.parquet: not a Parquet file"),
@@ -129,6 +130,11 @@ def test_mention_scores_equal_those_of_seqeval():
     assert found["by_type"]["Y"]["f1"] == pytest.approx(2 / 3)
     assert found["interval"][0] <= found["f1"] <= found["interval"][1]
     assert mention_scores(EXPECTED, EXPECTED, resamples=200)["f1"] == 1
+
+
+def test_a_mention_that_many_resamples_lack_has_no_interval():
+    found = mention_scores([["B-Drug"], *[["O"]] * 3], [["O"]] * 4, resamples=200)
+    assert found["f1"] == 0 and found["interval"] is None
 
 
 def test_label_scores_equal_those_of_scikit_learn():

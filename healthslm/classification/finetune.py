@@ -33,9 +33,11 @@ from healthslm.classification.options import ClassifierOptions
 from healthslm.classification.sequences import Split, labels_of_examples, read_splits
 from healthslm.classification.tagging import trim_offsets
 from healthslm.errors import UserError, one_line
-from healthslm.files import check_output_folder, read_json, replacing, write_json
+from healthslm.files import check_output_folder, naming_full_disk, read_json, replacing, write_json
 from healthslm.finetuning.card import write_card
-from healthslm.models import find_device, weights_sha256
+from healthslm.finetuning.console import quiet_libraries, show_metrics
+from healthslm.finetuning.run import check_disk
+from healthslm.models import find_device, refuse_adapter, weights_sha256
 from healthslm.options import OptionError, plain
 from healthslm.tokenization.encoding import open_tokenizer
 from healthslm.training.log import check_tracker
@@ -52,6 +54,7 @@ _WEIGHT_DECAY = 0.01
 _FEW_RESAMPLES = 10  # where only the value is used, not its interval
 
 
+@quiet_libraries()
 def finetune_classifier(options: ClassifierOptions) -> None:
     """Fine-tune a classifier, evaluate it, and save it with its metrics and its card.
 
@@ -78,10 +81,12 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     baselines = _evaluate_baselines(splits, options)
     model = _make_classifier(config, names, options).to(device)
     trainer = _Trainer(model, tokenizer, splits, options)
+    check_disk(trainer.model, options.output, saves_whole=options.method == "lora")
     if checkpoint is None:
         _start_checkpoints(options)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with naming_full_disk(options.output):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     if options.method == "lora":
         model = trainer.model.merge_and_unload()
@@ -112,6 +117,7 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         logs = options.output / _CHECKPOINTS / _TENSORBOARD_LOGS
         if logs.is_dir():
             shutil.copytree(logs, new / _TENSORBOARD_LOGS)
+    logger.info("%s in %.1f minutes", options.output, seconds / 60)
 
 
 def predict(
@@ -155,7 +161,9 @@ def _evaluate_baselines(splits: dict[str, Split], options: ClassifierOptions) ->
 
 def _log(name: str, result: dict[str, Any], options: ClassifierOptions) -> None:
     main = MAIN_METRIC[options.task]
-    logger.info("%s: %s %.4f (95%% interval %.4f to %.4f)", name, main, result[main], *result["interval"])
+    ends = result["interval"]
+    interval = f"95% interval {ends[0]:.4f} to {ends[1]:.4f}" if ends else "too few mentions for an interval"
+    logger.info("%s: %s %.4f (%s)", name, main, result[main], interval)
 
 
 class _Trainer(Trainer):
@@ -201,6 +209,7 @@ class _Trainer(Trainer):
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
             eval_dataset=splits["validation"].sequences if validated else None,
         )
+        show_metrics(self, {"loss": "loss", f"eval_{main}": f"validation {main}"})
 
     @property
     def results(self) -> list[dict[str, float]]:
@@ -223,6 +232,7 @@ class _Trainer(Trainer):
 
 
 def _open_config(options: ClassifierOptions) -> PreTrainedConfig:
+    refuse_adapter(options.model)
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=True)
     except (OSError, ValueError) as error:
@@ -278,13 +288,17 @@ def _find_checkpoint(options: ClassifierOptions) -> str | None:
     """The checkpoint to resume from, None without --resume.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or there is one without --resume, or the run is finished.
         OptionError: An option differs from that of the run.
     """
-    if not options.resume:
-        return None
+    if (options.output / METRICS_FILE).is_file():
+        raise UserError(f"{options.output}: already holds a finished run: choose another folder, or remove it")
     folder = options.output / _CHECKPOINTS
     checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    if not options.resume:
+        if checkpoint:
+            raise UserError(f"{options.output}: holds an unfinished run: continue it with --resume, or remove it")
+        return None
     if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
     before, now = read_json(folder / _OPTIONS_FILE), plain(dataclasses.asdict(options))

@@ -103,7 +103,7 @@ def _read_table(path: Path, options: ClassifierOptions) -> Iterator[Example]:
                 raise UserError(f"{place}: no field {name!r} (it has {', '.join(map(str, row)) or 'none'})")
         units, labels = row[text_field], row[label_field]
         if options.task == "text":
-            units, labels = [units], [str(labels)]
+            units, labels = [units], ["" if labels is None else str(labels)]
         for name, values in ((text_field, units), (label_field, labels)):
             if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
                 raise UserError(f"{place}: {name!r} must be text, and not empty: {str(row[name])[:60]}")

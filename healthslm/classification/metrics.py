@@ -31,8 +31,8 @@ def mention_scores(expected: Labels, predicted: Labels, resamples: int = RESAMPL
     """Micro-averaged precision, recall and F1 of mentions.
 
     Returns:
-        `examples`, `mentions`, `precision`, `recall`, `f1`, `interval` (of F1) and `by_type`, which has the same for
-        each type.
+        `examples`, `mentions`, `precision`, `recall`, `f1`, `interval` (of F1; None with too few mentions) and
+        `by_type`, which has the same for each type.
     """
     found = {"": np.zeros((len(expected), 3), dtype=np.int64)}
     for number, (right, guess) in enumerate(zip(expected, predicted, strict=True)):
@@ -82,5 +82,5 @@ def _f1(counts: np.ndarray, resamples: int) -> dict[str, Any]:
         "precision": float(correct / predicted) if predicted else 0.0,
         "recall": float(correct / expected) if expected else 0.0,
         "f1": float(2 * correct / (predicted + expected)) if predicted + expected else 0.0,
-        "interval": [None if np.isnan(bound) else bound for bound in interval],
+        "interval": None if np.isnan(interval).any() else list(interval),
     }

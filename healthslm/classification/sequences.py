@@ -14,6 +14,7 @@ from healthslm.classification.options import ClassifierOptions
 from healthslm.classification.tagging import label_tokens, running_text
 from healthslm.errors import UserError
 from healthslm.files import file_sha256
+from healthslm.options import OptionError
 from healthslm.tokenization.encoding import encode
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,10 @@ def read_splits(
 
     Raises:
         UserError: A file, a label or a length is not right.
+        OptionError: `max_length` is longer than the model's context.
     """
+    if options.max_length and options.max_length > context:
+        raise OptionError("max_length", f"must be at most {context}, the model's context, not {options.max_length}")
     paths = {"train": options.train}
     for name, path in (("validation", options.validation), ("test", options.test)):
         if path:

@@ -12,7 +12,7 @@ from healthslm.evaluation.evaluate import read_held_out
 from healthslm.evaluation.options import QuantizationOptions
 from healthslm.evaluation.precisions import compare_precisions
 from healthslm.files import write_json
-from healthslm.models import find_device, open_model
+from healthslm.models import find_device, open_model, refuse_adapter
 from healthslm.quantization import available_precisions, check_precision, save_in_precision
 from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
 
@@ -27,6 +27,7 @@ def quantize(options: QuantizationOptions) -> None:
         UserError: There is no such model, tokenizer or device, the model can't be quantized, there are no documents, or
             an output can't be written.
     """
+    refuse_adapter(options.model)
     device = find_device(options.device)
     tokenizer, model = load_tokenizer(options.model), open_model(options.model)
     precisions = options.precisions or available_precisions()
@@ -39,7 +40,7 @@ def quantize(options: QuantizationOptions) -> None:
     if options.save is not None:
         save_in_precision(options.model, precisions[0], options.save, device)
         size = sum(file.stat().st_size for file in options.save.glob("*.safetensors"))
-        logger.info("%s: %s in %s, %.1f MB", options.save, options.model, precisions[0], size / 1e6)
+        logger.info("%s: %s, %.1f MB", options.save, precisions[0], size / 1e6)
     if texts:
         result = compare_precisions(
             options.model,

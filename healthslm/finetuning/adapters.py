@@ -114,7 +114,7 @@ def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
         if target == "all-linear" and len(targets) == 1:
             continue
         if layers.get(target) is False:
-            problem = f"{target} shares its weights with the embedding or the head and can't be adapted"
+            problem = f"{target} is the embedding or the head, which can't be adapted"
             raise OptionError("target_modules", f"{problem}; choose from {names}")
         if target not in layers:
             raise OptionError("target_modules", f"the model has no linear layer {target!r}; choose from {names}")

@@ -1,8 +1,8 @@
-"""How well a model writes completions: the bits that they take, and ROUGE of those that it writes.
+"""How well a model writes completions: the bits that they take, and the overlap of those that it writes.
 
 - The **bits per byte** of completions are the bits of their tokens, with the one that ends them, divided by their UTF-8
   bytes. The prompt is only read.
-- **ROUGE** compares completions that the model writes by greedy decoding with those of the data, see
+- **ROUGE** and **token F1** compare completions that the model writes by greedy decoding with those of the data, see
   `healthslm.rouge`. If all of those have one line, only the first line that the model writes counts: a base model does
   not stop by itself. The baseline `first_sentence` is the first sentence of the prompt.
 """
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from healthslm.bits_per_byte import token_bits
 from healthslm.finetuning.examples import IGNORED, Example
 from healthslm.generation import complete_prompts
-from healthslm.rouge import score_rouge
+from healthslm.rouge import score_rouge, score_token_f1
 from healthslm.sentences import sentence_end
 from healthslm.statistics import bootstrap_interval
 from healthslm.tokenization.encoding import separator_id
@@ -69,16 +69,20 @@ def can_complete(example: Example, context: int, max_new_tokens: int) -> bool:
 
 
 def score_completions(examples: Sequence[Example], written: dict[str, list[str]]) -> dict[str, Any]:
-    """ROUGE of completions against those of the data, see above.
+    """ROUGE and token F1 of completions against those of the data, see above.
 
     Args:
         written: Completions of the examples by the name of their model.
 
     Returns:
-        `examples`, and the scores of `healthslm.rouge.score_rouge` by model and for `first_sentence`.
+        `examples`, and by model and for `first_sentence` the scores of `healthslm.rouge.score_rouge` and `token_f1`.
     """
     references = [example.answer.strip() for example in examples]
     written = written | {"first_sentence": [example.prompt[: sentence_end(example.prompt)] for example in examples]}
     if not any("\n" in reference for reference in references):
         written = {name: [text.strip().partition("\n")[0] for text in texts] for name, texts in written.items()}
-    return {"examples": len(examples), **{name: score_rouge(texts, references) for name, texts in written.items()}}
+    scores = {
+        name: {**score_rouge(texts, references), "token_f1": score_token_f1(texts, references)}
+        for name, texts in written.items()
+    }
+    return {"examples": len(examples), **scores}

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
@@ -28,6 +28,7 @@ Row = Mapping[str, Any]
 Chat = list[dict[str, Any]]
 Content = tuple[str, str] | Chat
 """What a row has to learn: prompt and completion, or a chat."""
+Kind = Literal["completions", "chats", "text"]
 Extract = Callable[[str, Row], Content | None]
 """Finds it in a row, whose place is named in errors."""
 
@@ -54,6 +55,7 @@ class Examples:
     """The examples of a split."""
 
     examples: list[Example]
+    kind: Kind
     sources: list[str]
     skipped: int
     """Rows without a prompt or completion."""
@@ -66,11 +68,12 @@ class Examples:
         return len(self.examples)
 
     def describe(self) -> dict[str, Any]:
-        """Sources, sizes and the SHA-256 of the token ids and labels."""
+        """Kind, sources, sizes and the SHA-256 of the token ids and labels."""
         checksum = hashlib.sha256()
         for example in self.examples:
             checksum.update(np.array([example.input_ids, example.labels], dtype="<i8").tobytes())
         return {
+            "kind": self.kind,
             "sources": self.sources,
             "examples": len(self.examples),
             "tokens": sum(len(example.input_ids) for example in self.examples),
@@ -115,7 +118,8 @@ def read_examples(
             else:
                 contents.append((place, content))
     if not contents:
-        raise UserError(f"{name}: no examples: in {skipped:,} rows, prompt or completion is empty")
+        reason = f"in all {skipped:,} rows, prompt or completion is empty" if skipped else "there are no rows"
+        raise UserError(f"{name}: no examples: {reason}")
     random.Random(options.seed).shuffle(contents)
     examples: list[Example] = []
     lengths: list[int] = []
@@ -139,7 +143,13 @@ def read_examples(
         )
     if not examples:
         raise UserError(f"{name}: no examples: cut to the context of {context:,} tokens, none has a completion")
-    return Examples(examples, sources, skipped, too_long - dropped, dropped)
+    return Examples(examples, _kind(contents[0][1]), sources, skipped, too_long - dropped, dropped)
+
+
+def _kind(content: Content) -> Kind:
+    if isinstance(content, list):
+        return "chats"
+    return "completions" if content[0] else "text"
 
 
 def _cut(example: Example, tokenizer: PreTrainedTokenizerBase, context: int) -> Example:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from healthslm.options import CheckedOptions, Device, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed
+from healthslm.options import (
+    CheckedOptions,
+    Device,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptionError,
+    PositiveInt,
+    Range,
+    Seed,
+)
 from healthslm.options import UnitInterval as Fraction
 from healthslm.training.options import Tracker
 
@@ -46,7 +55,8 @@ class FinetuneOptions(CheckedOptions):
     validation_examples: Annotated[int | None, Range(at_least=1)] = None
     """Number of validation examples, chosen at random. By default all."""
     generate: NonNegativeInt = field(default=0, metadata=_FREE)
-    """Number of validation examples to write completions for, before and after training. They are scored with ROUGE."""
+    """Number of validation examples to write completions for, before and after training. They are scored with ROUGE
+    and token F1."""
     max_new_tokens: PositiveInt = field(default=64, metadata=_FREE)
     """Maximum length of such a completion in tokens."""
     method: Method = "lora"
@@ -94,3 +104,11 @@ class FinetuneOptions(CheckedOptions):
     """Resume from the newest checkpoint in the output folder."""
     device: Device = field(default="auto", metadata=_FREE)
     """Device to run on. `auto` uses a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+            raise OptionError("batch_size", f"must be a multiple of --micro-batch-size {self.micro_batch_size}")
+        for name in ("patience", "generate"):
+            if getattr(self, name) and not self.validation:
+                raise OptionError(name, "needs --validation")

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from healthslm.errors import UserError
-from healthslm.files import check_output_folder, read_json
+from healthslm.files import check_output_folder, check_space, read_json
 from healthslm.finetuning.options import FinetuneOptions
 from healthslm.options import OptionError, plain
 
@@ -76,16 +77,15 @@ def newest_checkpoint(options: FinetuneOptions) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def check_disk(model: PreTrainedModel | PeftModel, options: FinetuneOptions) -> None:
+def check_disk(model: PreTrainedModel | PeftModel, output: Path, saves_whole: bool) -> None:
     """Check that the disk has room for a run.
+
+    Args:
+        saves_whole: Whether the result is a whole model, not only what is trained.
 
     Raises:
         UserError: The disk has no room for the checkpoints and the result.
     """
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    whole = model.num_parameters() if options.merge else 0
     # Up to three checkpoints of weights and two moments exist at a time, and the result; all in fp32.
-    needed = 4 * (3 * 3 * trained + trained + whole)
-    free = shutil.disk_usage(options.output).free
-    if free < needed:
-        raise UserError(f"{options.output}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB")
+    check_space(output, 4 * (3 * 3 * trained + trained + (model.num_parameters() if saves_whole else 0)))

@@ -8,15 +8,12 @@ checkpoints, which contain pickled files of its optimizer: they are for the same
 import logging
 import shutil
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
 from transformers import (
     PreTrainedModel,
@@ -29,6 +26,7 @@ from healthslm.files import naming_full_disk, replacing, write_json
 from healthslm.finetuning.adapters import add_adapter, base_of, check_packing, merge_adapter, open_base
 from healthslm.finetuning.card import Card, Result, write_card
 from healthslm.finetuning.completions import can_complete, measure_completions, score_completions, write_completions
+from healthslm.finetuning.console import quiet_libraries
 from healthslm.finetuning.examples import Examples, read_examples
 from healthslm.finetuning.options import FinetuneOptions
 from healthslm.finetuning.run import (
@@ -42,7 +40,7 @@ from healthslm.finetuning.run import (
     run_facts,
 )
 from healthslm.finetuning.trainer import make_trainer
-from healthslm.models import choose_context, weights_sha256
+from healthslm.models import choose_context, refuse_adapter, weights_sha256
 from healthslm.options import plain
 from healthslm.tokenization.encoding import load_tokenizer
 from healthslm.training.log import check_tracker
@@ -52,6 +50,7 @@ logger = logging.getLogger(__name__)
 MERGED = "merged"
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "healthslm")
+_SCORES = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "token_f1": "token F1"}
 _USAGE = """from {package} import {opener}
 from transformers import AutoTokenizer
 
@@ -59,12 +58,16 @@ folder = "path/to/this/folder"
 model = {opener}.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 prompt = {prompt}
-inputs = tokenizer(prompt, return_tensors="pt")
+{encoding}
 written = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(written, skip_special_tokens=True))"""
-_NOISY = ("transformers", "trl", "peft", "accelerate", "datasets")
+_ENCODING = 'inputs = tokenizer(prompt, return_tensors="pt")'
+_CHAT_ENCODING = """inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
 
 
+@quiet_libraries()
 def finetune(options: FinetuneOptions) -> None:
     """Fine-tune a causal language model on examples and evaluate it before and after.
 
@@ -75,49 +78,51 @@ def finetune(options: FinetuneOptions) -> None:
     """
     check_tracker(options.report_to)
     check_output(options)
+    refuse_adapter(options.model)
     source = _absolute(options.model)
     tokenizer = load_tokenizer(source)
-    with _quiet():
-        model = open_base(source, options)
-        context = choose_context(model, options.context)
-        training = read_examples(options.data, options, tokenizer, context, options.examples)
-        validation = None
-        if options.validation:
-            validation = read_examples(options.validation, options, tokenizer, context, options.validation_examples)
-        for name, found in (("training", training), ("validation", validation)):
-            if found is not None:
-                _report(name, found)
-        if options.packing:
-            check_packing(model, options)
-        facts = {
-            "base": {"model": source, "sha256": weights_sha256(source)},
-            "data": {"training": training.describe(), "validation": validation and validation.describe()},
-        }
-        run = run_facts(options, facts)
-        if options.resume:
-            check_resumed(options, run)
-        model = add_adapter(model, options)
-        check_disk(model, options)
-        evaluation = _Evaluation(tokenizer, validation, options, context)
-        before = evaluation.measure(model)
-        trainer = make_trainer(model, tokenizer, training, validation, options, context)
-        write_json(options.output / RUN_FILE, run)  # when all checks have passed
-        started, computed = time.perf_counter(), time.process_time()
-        with naming_full_disk(options.output):
-            trainer.train(resume_from_checkpoint=newest_checkpoint(options) if options.resume else None)
-        seconds, computed = time.perf_counter() - started, time.process_time() - computed
-        model = trainer.model
-        metrics = facts | {
-            "method": options.method,
-            "trained_weights": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            "training": _describe_training(trainer, seconds, computed),
-            "validation": evaluation.compare(before, model),
-            "seed": options.seed,
-            "options": plain(asdict(options)),
-            "versions": {name: version(name) for name in _PACKAGES},
-        }
-        metrics["results"] = [asdict(result) for result in _results(metrics)]
-        _save(model, tokenizer, options, source, metrics)
+    model = open_base(source, options)
+    context = choose_context(model, options.context)
+    training = read_examples(options.data, options, tokenizer, context, options.examples)
+    validation = None
+    if options.validation:
+        validation = read_examples(options.validation, options, tokenizer, context, options.validation_examples)
+    for name, found in (("training", training), ("validation", validation)):
+        if found is not None:
+            _report(name, found)
+    if options.packing:
+        check_packing(model, options)
+    facts = {
+        "base": {"model": source, "sha256": weights_sha256(source)},
+        "data": {"training": training.describe(), "validation": validation and validation.describe()},
+    }
+    run = run_facts(options, facts)
+    if options.resume:
+        check_resumed(options, run)
+    model = add_adapter(model, options)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    logger.info("%s: %s of %s weights are trained", options.method, f"{trained:,}", f"{model.num_parameters():,}")
+    check_disk(model, options.output, options.merge)
+    evaluation = _Evaluation(tokenizer, validation, options, context)
+    before = evaluation.measure(model)
+    trainer = make_trainer(model, tokenizer, training, validation, options, context)
+    write_json(options.output / RUN_FILE, run)  # when all checks have passed
+    started, computed = time.perf_counter(), time.process_time()
+    with naming_full_disk(options.output):
+        trainer.train(resume_from_checkpoint=newest_checkpoint(options) if options.resume else None)
+    seconds, computed = time.perf_counter() - started, time.process_time() - computed
+    model = trainer.model
+    metrics = facts | {
+        "method": options.method,
+        "trained_weights": trained,
+        "training": _describe_training(trainer, seconds, computed),
+        "validation": evaluation.compare(before, model),
+        "seed": options.seed,
+        "options": plain(asdict(options)),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+    metrics["results"] = [asdict(result) for result in _results(metrics)]
+    _save(model, tokenizer, options, source, metrics)
     _report_result(options, metrics)
 
 
@@ -154,14 +159,14 @@ class _Evaluation:
         return found
 
     def compare(self, before: dict[str, Any], model: PreTrainedModel) -> dict[str, Any] | None:
-        """The metrics before and after training, and ROUGE of both."""
+        """The metrics before and after training, and the scores of both models' completions."""
         if not self.examples:
             return None
         after = self.measure(model)
         compared: dict[str, Any] = {"before": before, "after": after}
         if self.to_complete:
             written = {name: found.pop("written") for name, found in compared.items()}
-            compared["rouge"] = score_completions(self.to_complete, written)
+            compared["completions"] = score_completions(self.to_complete, written)
             compared["samples"] = [
                 {"prompt": example.prompt, "answer": example.answer, "before": old, "after": new}
                 for example, old, new in zip(self.to_complete[:3], written["before"], written["after"], strict=False)
@@ -169,28 +174,9 @@ class _Evaluation:
         return compared
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the libraries' remarks on settings that are not the user's."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [found.level for found in loggers]
-    disable_progress_bar()
-    for found in loggers:
-        found.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names that the libraries themselves pass on
-            yield
-    finally:
-        for found, level in zip(loggers, levels, strict=True):
-            found.setLevel(level)
-
-
 def _absolute(model: str) -> str:
     """The name of a model that is valid in any folder."""
     folder = Path(model)
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{model}: an adapter, not a whole model: fine-tune the `{MERGED}` folder that --merge writes")
     return str(folder.resolve()) if folder.is_dir() else model
 
 
@@ -243,6 +229,8 @@ def _save_whole(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
 
 def _card(options: FinetuneOptions, source: str, metrics: Mapping[str, Any], is_adapter: bool) -> Card:
     name, training = options.output.name, metrics["training"]
+    is_chat = metrics["data"]["training"]["kind"] == "chats"
+    skill = "It answers messages." if is_chat else "It continues text."
     data = {
         split: f"{found['examples']:,} examples from {', '.join(Path(s).name for s in found['sources'])}"
         for split, found in metrics["data"].items()
@@ -261,12 +249,17 @@ def _card(options: FinetuneOptions, source: str, metrics: Mapping[str, Any], is_
     }
     return Card(
         title=name,
-        summary=f"{Path(source).name} fine-tuned on {', '.join(data.values())}. It continues text.",
+        summary=f"{Path(source).name} fine-tuned on {', '.join(data.values())}. {skill}",
         task="text-generation",
         base=source,
         base_sha256=metrics["base"]["sha256"],
         is_adapter=is_adapter,
-        usage=_USAGE.format(opener=opener, package=package, prompt=_prompt_of(metrics)),
+        usage=_USAGE.format(
+            opener=opener,
+            package=package,
+            prompt=_prompt_of(metrics),
+            encoding=_CHAT_ENCODING if is_chat else _ENCODING,
+        ),
         data=data,
         results=_results(metrics),
         settings=settings,
@@ -288,8 +281,8 @@ def _results(metrics: Mapping[str, Any]) -> list[Result]:
         Result("bits per byte", after["bits_per_byte"], after["interval"], {"base model": before["bits_per_byte"]}),
         Result("loss per token", after["loss"], None, {"base model": before["loss"]}),
     ]
-    for name, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L")) if "rouge" in found else ():
-        scores = {model: found["rouge"][model][name] for model in ("before", "after", "first_sentence")}
+    for name, label in _SCORES.items() if "completions" in found else ():
+        scores = {model: found["completions"][model][name] for model in ("before", "after", "first_sentence")}
         baselines = {"base model": scores["before"]["mean"], "first sentence": scores["first_sentence"]["mean"]}
         results.append(Result(label, scores["after"]["mean"], scores["after"]["interval"], baselines))
     return results

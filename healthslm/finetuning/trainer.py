@@ -11,22 +11,17 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig, SFTTrainer
 
 from healthslm.finetuning.adapters import base_of
+from healthslm.finetuning.console import show_metrics
 from healthslm.finetuning.examples import IGNORED, Examples
 from healthslm.finetuning.options import FinetuneOptions
 from healthslm.finetuning.run import CHECKPOINTS, TENSORBOARD
 from healthslm.models import accepts, find_device
-from healthslm.options import OptionError
 from healthslm.training.precision import computes_in_bf16
 
 LEARNING_RATES = {"lora": 1e-3, "qlora": 1e-3, "full": 1e-4}
@@ -46,8 +41,6 @@ def make_trainer(
     interval = 1 / options.evaluations if options.evaluations > 1 else sys.maxsize
     rate = options.learning_rate if options.learning_rate is not None else LEARNING_RATES[options.method]
     micro_batch_size = min(options.micro_batch_size, options.batch_size)
-    if options.batch_size % micro_batch_size:
-        raise OptionError("batch_size", f"must be a multiple of --micro-batch-size {micro_batch_size}")
     arguments = SFTConfig(
         output_dir=str(options.output / CHECKPOINTS),
         max_length=context,
@@ -93,9 +86,7 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    for printer in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(printer)
-    trainer.add_callback(_Progress())
+    show_metrics(trainer, {"loss": "loss", "eval_loss": "validation loss"})
     if not bf16:  # TRL turns adapters on 4-bit weights into bf16
         for weight in trainer.model.parameters():
             if weight.requires_grad:
@@ -130,24 +121,6 @@ class CompletionTrainer(SFTTrainer):
 
     def create_model_card(self, *arguments: Any, **settings: Any) -> None:
         """Write none: the output has a card of its own."""
-
-
-class _Progress(ProgressCallback):
-    """A progress bar with losses in short lines."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **settings: Any,
-    ) -> None:
-        if self.training_bar is None or logs is None:
-            return
-        for key, name in (("loss", "loss"), ("eval_loss", "validation loss")):
-            if key in logs:
-                self.training_bar.write(f"step {state.global_step:,}: {name} {float(logs[key]):.4f}")
 
 
 def _as_dataset(examples: Examples) -> Dataset:
