@@ -141,6 +141,12 @@ COMMANDS = {
         "healthslm.release.release:release",
         "healthslm.release.options:ReleaseOptions",
     ),
+    "push-to-hub": Command(
+        "Publish the model and its other forms on the Hub",
+        "OWNER/NAME --siblings '{llama: exports/llama}' --tag v1.0.0",
+        "healthslm.hub.publish:push_to_hub",
+        "healthslm.hub.options:PushOptions",
+    ),
 }
 
 

@@ -25,7 +25,7 @@ def environment(package: str) -> jinja2.Environment:
         "percent": "{:.1%}".format,
         "decimals": "{:.3f}".format,
         "interval": _interval,
-        "text": _text,
+        "text": escape,
     }
     return found
 
@@ -40,5 +40,6 @@ def _interval(ends: list[float] | None, form: str) -> str:
     return "too few documents" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 
-def _text(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that Markdown shows unchanged, on one line."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
