@@ -2,11 +2,12 @@
 
 import logging
 import sys
+import time
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from healthslm.errors import UserError
 from healthslm.generation_options import GenerationOptions
@@ -42,7 +43,9 @@ def generate(options: GenerationOptions) -> None:
     context = model.config.max_position_embeddings
     check_prompts(inputs, context)
     if max(map(len, inputs)) + options.max_new_tokens > context:
-        logger.info("the text ends at the model's context of %d tokens, including the prompt", context)
+        logger.info(
+            "the model sees %d tokens: where they are full, a text continues from the last half of them", context
+        )
     set_seed(options.seed)
     sampling = GREEDY
     if options.temperature > 0:
@@ -54,19 +57,62 @@ def generate(options: GenerationOptions) -> None:
         }
 
     print(NOTICE, file=sys.stderr)
+    started, written = time.perf_counter(), 0
     for number, ids in enumerate(inputs):
         if number:
             print()
-        input_ids = torch.tensor([ids], device=model.device)
-        model.generate(
+        written += write_text(model, tokenizer, ids, options.max_new_tokens, sampling)
+    seconds = time.perf_counter() - started
+    logger.info("%d tokens in %.1f seconds: %.0f tokens/s", written, seconds, written / seconds)
+
+
+def write_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    max_new_tokens: int,
+    settings: dict[str, Any],
+) -> int:
+    """Stream a prompt and its continuation to standard output.
+
+    A text that fills the model's context continues from the last half of the context.
+
+    Args:
+        ids: Token ids of the prompt, fewer than the context has.
+        settings: Further arguments of Transformers' `generate`.
+
+    Returns:
+        The number of new tokens.
+    """
+    context, separator = model.config.max_position_embeddings, separator_id(tokenizer)
+    streamer = _LongTextStreamer(tokenizer, skip_special_tokens=True)
+    written = 0
+    while written < max_new_tokens and not (written and ids[-1] == separator):
+        seen = ids if len(ids) < context else ids[-(context // 2) :]
+        input_ids = torch.tensor([seen], device=model.device)
+        ids = model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
-            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-            max_new_tokens=min(options.max_new_tokens, context - len(ids)),
-            eos_token_id=separator_id(tokenizer),
-            pad_token_id=separator_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            **sampling,
-        )
+            streamer=streamer,
+            max_new_tokens=min(max_new_tokens - written, context - len(seen)),
+            eos_token_id=separator,
+            pad_token_id=separator if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            **settings,
+        )[0].tolist()
+        written += len(ids) - len(seen)
+    streamer.finish()
+    return written
+
+
+class _LongTextStreamer(TextStreamer):
+    """Streams one text that is written by several calls of `generate`: the later prompts have been printed already."""
+
+    def end(self) -> None:
+        """Called at the end of each call."""
+        self.skip_prompt = self.next_tokens_are_prompt = True
+
+    def finish(self) -> None:
+        super().end()
 
 
 def check_prompts(prompts: list[list[int]], context: int) -> None:

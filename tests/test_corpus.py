@@ -562,6 +562,48 @@ def test_sections_of_a_chunk_have_their_positions_in_the_chunk(sample, tmp_path)
     assert seen > 5
 
 
+def test_pubmedqa_is_read_as_the_hub_and_its_authors_publish_it(tmp_path):
+    """The Hub has its contexts in a field of a column, and its parts as configurations."""
+    questions = {
+        number: {"question": f"Is it {words(number)}?", "answer": f"Yes, {words(number)}"} for number in (1, 2)
+    }
+    for part, (number, row) in zip(("pqa_labeled", "pqa_artificial"), questions.items(), strict=True):
+        contexts = {"contexts": [f"Of {words(f'{number}a')}", f"On {words(f'{number}b')}"], "labels": ["A", "B"]}
+        hub = {"pubid": number, "question": row["question"], "context": contexts, "long_answer": row["answer"]}
+        write_rows(tmp_path / "hub" / f"{part}.parquet", [hub])
+    configurations = "".join(
+        f"- config_name: {part}\n  data_files: {part}.parquet\n" for part in ("pqa_labeled", "pqa_artificial")
+    )
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n", encoding="utf-8")
+    # The authors' form, of the last row.
+    local = {"pmid": 2, "QUESTION": row["question"], "CONTEXTS": contexts["contexts"], "LONG_ANSWER": row["answer"]}
+    write_lines(tmp_path / "local.jsonl", [local])
+
+    forms = {
+        f"hub:{tmp_path / 'hub'}:pqa_artificial:train": {
+            "id_columns": ["pubid"],
+            "title_columns": ["question"],
+            "text_columns": ["context.contexts+long_answer"],
+        },
+        str(tmp_path / "local.jsonl"): {"text_columns": ["CONTEXTS+LONG_ANSWER"]},
+    }
+    for number, (source, columns) in enumerate(forms.items()):
+        documents, _ = build(
+            tmp_path / f"{number}" / "corpus", sources=[source], validation_fraction=0, test_fraction=0, **columns
+        )
+        (document,) = documents.values()
+        assert document["title"] == questions[2]["question"]
+        assert document["text"] == "\n".join([*contexts["contexts"], questions[2]["answer"]])
+        assert document["id"].endswith(":2")
+
+
+@pytest.mark.parametrize("name", ["text.body", "text+no_such_column", "no_such_column.body"])
+def test_a_part_of_a_column_that_a_row_does_not_have_is_reported(tmp_path, name):
+    source = write_lines(tmp_path / "texts.jsonl", [{"text": WORDS}])
+    with pytest.raises(UserError, match=re.escape(f"row 1: no column {name}; the columns are text")):
+        build(tmp_path / "corpus", sources=[str(source)], text_columns=[name])
+
+
 def test_columns_may_have_other_names(tmp_path):
     source = write_lines(tmp_path / "notes.jsonl", [{"key": "n:1", "heading": "One", "body": WORDS}])
     columns = {"id_columns": ["key"], "title_columns": ["heading"], "text_columns": ["body"]}

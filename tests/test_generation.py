@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -78,24 +79,35 @@ def test_the_seed_decides_the_text(model_folder, run_script_here, tmp_path):
     assert "Vitamin D" in texts[0] and "The patients" in texts[0]
 
 
-def test_text_ends_at_the_context_of_the_model_with_one_message(model_folder, run_script_here, tmp_path):
+def test_text_that_fills_the_context_continues_from_its_last_half(model_folder, run_script_here, tmp_path):
     (tmp_path / "prompts.txt").write_text("Vitamin D\nThe patients\n")
     arguments = ["--model", model_folder, "--prompts", tmp_path / "prompts.txt", "--temperature", 0]
-    longer = run_script_here("generate", *arguments, "--max-new-tokens", 10_000)
+    longer = run_script_here("generate", *arguments, "--max-new-tokens", 150)
     assert longer.returncode == 0, longer.stderr
-    assert longer.stderr.count("the text ends at the model's context of 64 tokens, including the prompt") == 1
+    message = "the model sees 64 tokens: where they are full, a text continues from the last half of them"
+    assert longer.stderr.count(message) == 1
+
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    fitting = 64 - 1 - len(tokenizer.encode("Vitamin D", add_special_tokens=False))
     model = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=True)
-    ids = [tokenizer.eos_token_id, *tokenizer.encode("Vitamin D", add_special_tokens=False)]
-    for _ in range(fitting):
-        ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
-        if ids[-1] == tokenizer.eos_token_id:
-            break
-    assert longer.stdout.startswith(tokenizer.decode(ids, skip_special_tokens=True))
+    new_tokens = 0
+    texts = []
+    for prompt in ("Vitamin D", "The patients"):
+        ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+        first = 0  # of the tokens that the model sees
+        for _ in range(150):
+            if len(ids) - first == 64:
+                first += 32
+            ids.append(model(torch.tensor([ids[first:]])).logits[0, -1].argmax().item())
+            new_tokens += 1
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+    assert max(map(len, map(tokenizer.encode, texts))) > 96  # at least one text leaves its first half behind twice
+    assert longer.stdout == "\n\n".join(texts) + "\n"
+    assert re.search(rf"^{new_tokens} tokens in [\d.]+ seconds: \d+ tokens/s$", longer.stderr, re.MULTILINE)
 
     shorter = run_script_here("generate", *arguments, "--max-new-tokens", 8)
-    assert "context" not in shorter.stderr
+    assert "the model sees" not in shorter.stderr
 
 
 def test_the_longest_prompt_that_fits_leaves_room_for_one_token(model_folder, run_script_here, tmp_path):

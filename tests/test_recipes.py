@@ -23,6 +23,7 @@ PARAMETERS = {
     "healthslm-135m": 135_255_744,
     "healthslm-350m": 345_355_200,
     "lightbrain-tiny": 29_995_392,
+    "lightbrain-tiny-muon": 29_995_392,
 }
 
 

@@ -37,13 +37,15 @@ class CorpusOptions(ExecutorOptions):
     pubmed: Path | None = None
     """Folder of PubMed XML files (.xml, .xml.gz), or of NCBI's folders baseline/ and updatefiles/."""
     sources: list[str] = field(default_factory=list)
-    """Other text: .parquet, .jsonl and .txt files, folders or patterns of them, or hub:NAME for a Hub dataset."""
+    """Other text: .parquet, .jsonl and .txt files, folders or patterns of them, or a Hub dataset: hub:NAME,
+    hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT."""
     id_columns: list[str] = field(default_factory=lambda: list(ID_COLUMNS))
     """Names of the id column in other text; the first that a row has is read."""
     title_columns: list[str] = field(default_factory=lambda: list(TITLE_COLUMNS))
     """Names of the title column in other text; the first that a row has is read."""
     text_columns: list[str] = field(default_factory=lambda: list(TEXT_COLUMNS))
-    """Names of the text column in other text; the first that a row has is read."""
+    """Names of the text column in other text; the first that a row has is read. In all three, `a.b` is the field `b` of
+    column `a`, and `a+b` reads both columns."""
     held_out: list[Path] = field(default_factory=list)
     """Evaluation files (.parquet, .jsonl). Documents that share an id, a near-duplicate text or 13 words in a row with
     them are dropped."""

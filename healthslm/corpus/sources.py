@@ -31,7 +31,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns with the id, the title and the text. Of several names, the first that a row has is read."""
+    """Names of the columns with the id, the title and the text. Of several names, the first that a row has is read.
+
+    A name may also be `a.b`, the field `b` of column `a`, or `a+b`, the texts of both columns.
+    """
 
     id: tuple[str, ...] = ID_COLUMNS
     title: tuple[str, ...] = TITLE_COLUMNS
@@ -95,7 +98,7 @@ def _locations(pattern: str) -> list[str]:
 
 def _stem(location: str) -> str:
     if location.startswith(HUB_PREFIX):
-        return location.removeprefix(HUB_PREFIX).strip("/").replace("/", "-")
+        return location.removeprefix(HUB_PREFIX).strip("/").translate(str.maketrans("/:", "--"))
     return Path(location).name.removesuffix(".gz").rpartition(".")[0]
 
 
@@ -126,10 +129,9 @@ def read_documents(location: str, name: str, default_kind: str, columns: Columns
 
 
 def _check_text(row: Row, names: tuple[str, ...], place: str) -> None:
-    name = next((name for name in names if name in row), None)
-    if name is None:
+    name, values = next(_found(row, names), ("", None))
+    if values is None:
         raise UserError(f"{place}: no column {' or '.join(names)}; the columns are {', '.join(row) or 'none'}")
-    values = row[name] if isinstance(row[name], list) else [row[name]]
     for value in values:
         if value is not None and not isinstance(value, str):
             kind = "numbers" if isinstance(value, int | float) else f"values of type {type(value).__name__}"
@@ -137,7 +139,27 @@ def _check_text(row: Row, names: tuple[str, ...], place: str) -> None:
 
 
 def _first(row: Row, names: tuple[str, ...]) -> str:
-    return next((_string(row[name]) for name in names if name in row), "")
+    return next((_string(values) for _, values in _found(row, names)), "")
+
+
+def _found(row: Row, names: tuple[str, ...]) -> Iterator[tuple[str, list[Any]]]:
+    """The names that a row has, with their values."""
+    for name in names:
+        values = _values(row, name)
+        if values is not None:
+            yield name, values
+
+
+def _values(row: Row, name: str) -> list[Any] | None:
+    """The values of a column, or of `a.b` or `a+b`; None if the row doesn't have it."""
+    if name in row:
+        value = row[name]
+        return value if isinstance(value, list) else [value]
+    if "+" in name:
+        parts = [_values(row, part) for part in name.split("+")]
+        return None if None in parts else [value for part in parts for value in part or ()]
+    column, _, field = name.partition(".")
+    return _values(row[column], field) if isinstance(row.get(column), dict) else None
 
 
 def _string(value: Any) -> str:
@@ -155,8 +177,8 @@ def _year(value: Any) -> int | None:
 
 
 def read_rows(location: str) -> Iterator[Row]:
-    """Yield the rows of a file or of a split of a Hub dataset (`hub:NAME:SPLIT`, by default train); a text file is one
-    row."""
+    """Yield the rows of a file, or of a Hub dataset: `hub:NAME` for its split train, `hub:NAME:SPLIT` or
+    `hub:NAME:CONFIG:SPLIT`. A text file is one row."""
     if location.startswith(HUB_PREFIX):
         yield from _read_hub(location.removeprefix(HUB_PREFIX))
         return
@@ -206,8 +228,8 @@ def _open_text(path: Path) -> IO[str]:
 def _read_hub(name: str) -> Iterator[Row]:
     from datasets import load_dataset  # slow to import and rarely needed
 
-    dataset, _, split = name.partition(":")
+    dataset, *config, split = name.split(":") if ":" in name else (name, "train")
     try:
-        yield from load_dataset(dataset, split=split or "train", streaming=True)
+        yield from load_dataset(dataset, *config, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{HUB_PREFIX}{name}: cannot be read: {one_line(error)}") from error
