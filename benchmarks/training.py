@@ -42,7 +42,6 @@ import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PrinterCallback,
@@ -53,6 +52,7 @@ from transformers import (
 
 from healthslm.cli import run
 from healthslm.errors import UserError
+from healthslm.export.llama import to_llama
 from healthslm.models import make_model
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.gradients import micro_batches
@@ -66,12 +66,6 @@ Result = TypeVar("Result")
 
 RECIPE = PretrainOptions(model="", tokens=Path(), output=Path(), max_tokens=1)
 """Learning rate, betas, weight decay and clipping of all contenders: the defaults of pretraining."""
-
-SHAPE = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
-)  # fmt: skip
-"""The configuration that makes a Llama the same model."""
 
 
 @dataclass
@@ -166,10 +160,7 @@ def our_model(options: BenchmarkOptions) -> PreTrainedModel:
 
 def llama(options: BenchmarkOptions) -> LlamaForCausalLM:
     """The same model with the same weights, as a LlamaForCausalLM."""
-    ours = our_model(options)
-    model = LlamaForCausalLM(LlamaConfig(**{name: getattr(ours.config, name) for name in SHAPE}))
-    model.load_state_dict(ours.state_dict())
-    return model
+    return to_llama(our_model(options))
 
 
 def packed_sequences(options: BenchmarkOptions, vocab_size: int) -> PackedSequences:

@@ -129,6 +129,12 @@ COMMANDS = {
         "healthslm.evaluation.quantize:quantize",
         "healthslm.evaluation.options:QuantizationOptions",
     ),
+    "export": Command(
+        "Export a model to stock Llama, GGUF or ONNX",
+        "--model . --format gguf --output exports/gguf",
+        "healthslm.export.export:export",
+        "healthslm.export.options:ExportOptions",
+    ),
     "evaluate-release": Command(
         "Run every evaluation in the model card",
         "--recipe configs/evaluation.yaml --model . --output results",

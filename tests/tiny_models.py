@@ -7,6 +7,8 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from healthslm.export.llama import to_llama
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAMILIES = ("healthslm", "llama")
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -61,10 +63,7 @@ def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tu
 
 def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
     """Llama with the weights of a HealthSLM model."""
-    sizes = {name: getattr(ours.config, name) for name in SHAPE}
-    llama = tiny_model("llama", **sizes)
-    llama.load_state_dict(ours.state_dict())
-    return llama
+    return to_llama(ours)
 
 
 def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
