@@ -14,8 +14,12 @@ FLOOR_TESTS = $(filter-out $(FLOOR_EXCEPT),$(shell grep -lE '^ *(from|import) (t
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The page in demo/ has its own copy of transformers.js, with the ONNX Runtime that this version was built with.
+TRANSFORMERS_JS := @huggingface/transformers@4.3.1 onnxruntime-web@1.31.0-dev.20260914-8d85527a0
+VENDOR := demo/vendor
+
 .DEFAULT_GOAL := help
-.PHONY: help demo notebook test test-floor test-full fuzz soak lint format clean
+.PHONY: help demo notebook test test-floor test-full test-web fuzz soak lint format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -35,6 +39,10 @@ test-floor: $(INSTALLED) $(FLOOR)/installed  ## the tests of models and training
 test-full: test test-floor  ## the tests, those with the oldest torch and Transformers, and the slow ones
 	$(PYTEST) -m slow
 
+test-web: $(INSTALLED) $(VENDOR)  ## the tests of the page in demo/, in headless Chromium, which is installed on Debian if missing
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pytest -x tests/web
+
 fuzz: $(INSTALLED)  ## read 20,000 mutated PubMed files: none may crash, hang or lose a record in silence
 	$(BIN)/python tests/fuzz_pubmed.py --files 20000
 
@@ -51,7 +59,7 @@ format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff format .
 
 clean:  ## remove all that make has made
-	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build $(VENDOR) .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -64,3 +72,13 @@ $(FLOOR)/installed: pyproject.toml constraints.txt | $(INSTALLED)
 	grep -vE "^(torch|setuptools|transformers|huggingface-hub)==" constraints.txt > $(FLOOR)/constraints.txt
 	$(PIP) --target $(FLOOR) -c $(FLOOR)/constraints.txt "torch==2.11.*" "transformers==5.16.*"
 	touch $@
+
+$(VENDOR): demo/vendor.sha256
+	command -v npm > /dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends npm; }
+	rm -rf build/vendor $@
+	mkdir -p build/vendor/files
+	cd build/vendor && npm pack --silent --ignore-scripts $(TRANSFORMERS_JS)
+	cd build/vendor && for archive in *.tgz; do tar xzf $$archive; done
+	cd build/vendor/package && mv LICENSE $(addprefix dist/,transformers.min.js ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm) ../files
+	cd build/vendor/files && sha256sum --check --quiet ../../../$<
+	mv build/vendor/files $@
