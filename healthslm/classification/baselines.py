@@ -20,9 +20,9 @@ def baseline_predictions(task: Task, train: Sequence[Example], test: Sequence[Ex
     """The predictions of every baseline of a task, by name."""
     if task == "mentions":
         return {"dictionary": tag_with_dictionary(train, test)}
-    predictions = {"majority": majority(train, test), "tfidf": tfidf_regression(train, test)}
+    predictions = {"majority": majority(train, test), "TF-IDF": tfidf_regression(train, test)}
     if task == "sentences":
-        predictions["tfidf_with_position"] = tfidf_regression(train, test, with_position=True)
+        predictions["TF-IDF with position"] = tfidf_regression(train, test, with_position=True)
     return predictions
 
 

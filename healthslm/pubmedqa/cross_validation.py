@@ -82,8 +82,8 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
 
 def _results(models: dict[str, dict[str, Any]]) -> list[Result]:
     """The scores of the heads' mean probabilities, and those of the other models as baselines."""
-    found = {name: model["ensemble"] for name, model in models.items()}
-    ours = found.pop("two_phases")
+    found = {name.replace("_", " "): model["ensemble"] for name, model in models.items()}
+    ours = found.pop("two phases")
     accuracies = {name: other["accuracy"]["share"] for name, other in found.items()}
     f1 = {name: other["macro_f1"]["value"] for name, other in found.items()}
     return [
