@@ -345,3 +345,21 @@ def test_onnx_gives_the_logits_of_padded_batches_in_one_or_several_steps(onnx_fo
             found.append(torch.from_numpy(step))
             start = end
         assert_close(torch.cat(found, 1)[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_in_8_bits_is_the_model_with_each_output_of_its_matrices_rounded(source, onnx_folder):
+    import onnxruntime
+
+    rounded = open_model(str(source), "cpu")
+    with torch.no_grad():
+        for weight in (one for one in rounded.parameters() if one.ndim == 2):  # (outputs, inputs) or (tokens, hidden)
+            factors, zeros = weight.abs().amax(1) / 127, torch.zeros(len(weight))
+            weight.copy_(torch.fake_quantize_per_channel_affine(weight, factors, zeros, 0, -127, 127))
+    session = onnxruntime.InferenceSession(onnx_folder / "onnx/model_quantized.onnx")
+    ids = random_ids(2, 15)
+    given = [ids.numpy(), np.ones((2, 15), np.int64), np.arange(15)[None].repeat(2, 0)]
+    names = [one.name for one in session.get_inputs()]
+    states = [np.zeros((2, 2, 0, 8), np.float32)] * 6
+    found = session.run(["logits"], dict(zip(names, [*given, *states], strict=True)))[0]
+    assert_close(torch.from_numpy(found), logits(rounded, input_ids=ids), rtol=1e-4, atol=1e-4)
+    assert (logits(rounded, input_ids=ids) - logits(open_model(str(source), "cpu"), input_ids=ids)).abs().max() > 1e-3
