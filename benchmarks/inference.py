@@ -108,8 +108,8 @@ class TransformersContender(Contender):
 def compiled(options: BenchmarkOptions) -> Contender:
     from transformers import CompileConfig
 
-    # Without this private option, Transformers compiles on accelerators only.
-    config = CompileConfig(_compile_all_devices=True)
+    config = CompileConfig()
+    config._compile_all_devices = True  # otherwise Transformers compiles on accelerators only
     return TransformersContender(options.model, options, cache_implementation="static", compile_config=config)
 
 
@@ -231,19 +231,18 @@ def measure_browser(options: BenchmarkOptions, prompt: list[int], long_prompt: l
         page.locator("#prompt").fill(tokenizer.decode(ids))
         page.locator("#temperature").fill("0")
         page.locator("#length").fill(str(length))
-        page.evaluate("done = new Promise((resolve) => { resolveDone = resolve; })")
+        page.evaluate("() => { window.done = new Promise((resolve) => { window.resolveDone = resolve; }); }")
         page.locator("#generate").click()
-        return page.evaluate("done")
+        return page.evaluate("window.done")
 
     with serve(options.exports / "onnx") as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page()
         page.set_default_timeout(300_000)
         page.add_init_script(
-            "const Original = Worker; var done, resolveDone;"
-            "Worker = class extends Original { constructor(...given) { super(...given);"
+            "const Original = Worker; window.Worker = class extends Original { constructor(...given) { super(...given);"
             "this.addEventListener('message', ({ data }) => {"
-            "if (data.type === 'done') resolveDone(data.seconds / data.tokens); }); } };"
+            "if (data.type === 'done') window.resolveDone(data.seconds / data.tokens); }); } };"
         )
         page.goto(f"{server.origin}/index.html")
         page.locator("#generate:enabled").wait_for()
