@@ -27,6 +27,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest.register_assert_rewrite("hub_fixtures")  # for its assertions' messages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,5 @@
-"""A local Hub that speaks the protocol of huggingface.co for models and Collections, and fails like real networks.
+"""A local Hub that speaks the protocol of huggingface.co for models, static Spaces and Collections, and fails like real
+networks.
 
 It keeps everything in memory. Files are named as on the Hub: by git's checksum, or by SHA-256 if they are in LFS, which
 `.gitattributes` of each repository decides.
@@ -11,17 +12,19 @@ import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+from local_server import LocalServer
 
 LFS_PATTERNS = ("*.safetensors", "*.gguf", "*.onnx", "*.bin", "*.parquet")
 GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
+NEW_SPACE = {"README.md": b"---\nsdk: static\n---\n", "index.html": b"<p>Welcome</p>", "style.css": b"p {}"}
+"""What the Hub puts into a new static Space."""
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 Fault = Literal["cut", "hold"] | int
@@ -86,25 +89,24 @@ class Refused(Exception):
         self.status, self.message, self.code, self.body = status, message, code, body
 
 
-class HubServer(ThreadingHTTPServer):
-    daemon_threads = True
+class HubServer(LocalServer):
+    """An empty Hub."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.storage_endpoint = f"http://localhost:{self.server_port}"  # another host, as on the Hub
         self.accounts: dict[str, dict[str, Any]] = {}
         """By token, what `whoami` answers."""
         self.repositories: dict[str, Repository] = {}
+        """By address: OWNER/NAME is a model, spaces/OWNER/NAME a Space."""
         self.collections: dict[str, dict[str, Any]] = {}
         self.storage: dict[str, bytes] = {}
         """The objects of LFS by SHA-256."""
         self.requests: list[Request] = []
-        self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
+        self.faults: defaultdict[str, list[Fault | None]] = defaultdict(list)
         """By method and kind of address, such as "PUT storage", the faults of the next requests, in order."""
         self.holding = threading.Event()
         """Set when a request is held."""
-        self.closing = threading.Event()
 
     def add_account(self, token: str, name: str, orgs: tuple[str, ...] = (), role: str = "write") -> None:
         self.accounts[token] = {
@@ -117,6 +119,8 @@ class HubServer(ThreadingHTTPServer):
     def add_repository(self, name: str, private: bool = True, files: dict[str, bytes] | None = None) -> Repository:
         repository = self.repositories[name] = Repository(private)
         initial = {".gitattributes": Blob(GIT_ATTRIBUTES, False)}
+        if name.startswith("spaces/"):
+            initial |= {name: Blob(content, False) for name, content in NEW_SPACE.items()}
         repository.commit("initial commit", initial)
         if files:
             repository.commit("files", initial | {name: Blob(content, False) for name, content in files.items()})
@@ -125,20 +129,6 @@ class HubServer(ThreadingHTTPServer):
     def sent(self, method: str, path: str = "") -> list[Request]:
         """The requests of this method whose address contains a text."""
         return [request for request in self.requests if request.method == method and path in request.path]
-
-
-@contextmanager
-def serving_hub() -> Iterator[HubServer]:
-    """Serve an empty Hub on a free port until the block ends."""
-    with HubServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.closing.set()
-            server.shutdown()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -241,12 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
         """A repository and a commit in it that the token may read, or write."""
         names = self._names()
         repository = self.server.repositories.get(name)
-        if repository is None or (repository.private and name.partition("/")[0] not in names):
+        if repository is None or (repository.private and _owner(name) not in names):
             if self._token() is None:
                 raise Refused(401, "Invalid username or password.")
             raise Refused(404, "Repository not found", "RepoNotFound")
         if write:
-            self._check_write(name.partition("/")[0])
+            self._check_write(_owner(name))
         commit = repository.find(revision)
         if commit is None:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -264,22 +254,23 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         owner = asked["organization"] or (self._account() or {"name": ""})["name"]
         self._check_write(owner)
-        name = f"{owner}/{asked['name']}"
-        url = f"{self.server.endpoint}/{name}"
+        if asked["type"] == "space" and asked["sdk"] != "static":
+            raise Refused(400, f"Unknown SDK: {asked['sdk']}")
+        name = f"{'spaces/' if asked['type'] == 'space' else ''}{owner}/{asked['name']}"
+        url = f"{self.server.origin}/{name}"
         if name in self.server.repositories:
             raise Refused(409, "You already created this model repo", url=url)
         self.server.add_repository(name, asked.get("visibility") == "private" or asked.get("private", False))
         self._send_json({"url": url, "name": name})
 
-    def model_info(self, name: str, revision: str = "main") -> None:
+    def repository_info(self, name: str, revision: str = "main") -> None:
         repository, commit = self._open(name, revision)
         files = repository.commits[commit]
         card = _metadata(files["README.md"].content) if "README.md" in files else {}
         self._send_json(
             {
                 "_id": "0" * 24,
-                "id": name,
-                "modelId": name,
+                "id": name.removeprefix("spaces/"),
                 "private": repository.private,
                 "sha": commit,
                 "tags": card.get("tags", []),
@@ -309,11 +300,21 @@ class _Handler(BaseHTTPRequestHandler):
             lfs = {"lfs": {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 130}} if blob.in_lfs else {}
             items.append({"type": "file", "oid": blob.git_id, "size": len(blob.content), "path": path} | lfs)
         start, size = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0]), 10  # the Hub's pages have 1,000
-        base = f"{self.server.endpoint}{urlsplit(self.path).path}"
+        base = f"{self.server.origin}{urlsplit(self.path).path}"
         more = (
             {"Link": f'<{base}?recursive=True&cursor={start + size}>; rel="next"'} if len(items) > start + size else {}
         )
         self._send_json(items[start : start + size], **more)
+
+    def commits(self, name: str, revision: str) -> None:
+        """The messages of the commits up to a revision, the newest first."""
+        repository, commit = self._open(name, revision)
+        names = list(repository.commits)
+        commits = [
+            {"id": commit, "title": message, "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}
+            for commit, message in zip(names, repository.messages, strict=True)
+        ]
+        self._send_json(commits[names.index(commit) :: -1])
 
     def refs(self, name: str) -> None:
         repository, commit = self._open(name)
@@ -362,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.storage:
                 upload = f"{self.server.storage_endpoint}/storage/{asked['oid']}?signature=secret-of-the-upload"
-                verify = f"{self.server.endpoint}/{name}/lfs-verify"
+                verify = f"{self.server.origin}/{name}/lfs-verify"
                 found["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
             objects.append(found)
         self._send_json({"transfer": "basic", "objects": objects})
@@ -408,9 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise Refused(400, f"unknown operation {line['key']}")
         made = repository.commit(header["summary"], files)
-        self._send_json(
-            {"success": True, "commitOid": made, "commitUrl": f"{self.server.endpoint}/{name}/commit/{made}"}
-        )
+        self._send_json({"success": True, "commitOid": made, "commitUrl": f"{self.server.origin}/{name}/commit/{made}"})
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         repository, commit = self._open(name, revision)
@@ -451,7 +450,7 @@ class _Handler(BaseHTTPRequestHandler):
     def add_collection_item(self, slug: str, body: bytes) -> None:
         collection, item = self.server.collections[slug], json.loads(body)["item"]
         self._check_write(collection["owner"], "collection")
-        self._open(item["id"])
+        self._open(f"{'spaces/' if item['type'] == 'space' else ''}{item['id']}")
         if any(found["id"] == item["id"] for found in collection["items"]):
             raise Refused(409, "This item is in the collection already")
         place = len(collection["items"])
@@ -463,7 +462,8 @@ class _ConnectionCut(Exception):
     """The server reads no more of a request and answers nothing."""
 
 
-_REPO = "([^/]+/[^/]+)"
+_REPO = "((?:spaces/)?[^/]+/[^/]+)"
+_API = "/api/(?:models/|(?=spaces/))"
 _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET whoami", "/api/whoami-v2", _Handler.whoami),
     ("POST create", "/api/repos/create", _Handler.create_repo),
@@ -471,20 +471,25 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST collection", "/api/collections", _Handler.create_collection),
     ("GET collection", f"/api/collections/{_REPO}", _Handler.get_collection),
     ("POST item", f"/api/collections/{_REPO}/items", _Handler.add_collection_item),
-    ("GET model", f"/api/models/{_REPO}", _Handler.model_info),
-    ("GET model", f"/api/models/{_REPO}/revision/([^/]+)", _Handler.model_info),
-    ("GET tree", f"/api/models/{_REPO}/tree/([^/]+)", _Handler.tree),
-    ("GET tree", f"/api/models/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
-    ("GET refs", f"/api/models/{_REPO}/refs", _Handler.refs),
-    ("POST tag", f"/api/models/{_REPO}/tag/([^/]+)", _Handler.tag),
-    ("POST preupload", f"/api/models/{_REPO}/preupload/([^/]+)", _Handler.preupload),
-    ("POST commit", f"/api/models/{_REPO}/commit/([^/]+)", _Handler.commit),
+    ("GET repository", f"{_API}{_REPO}", _Handler.repository_info),
+    ("GET repository", f"{_API}{_REPO}/revision/([^/]+)", _Handler.repository_info),
+    ("GET tree", f"{_API}{_REPO}/tree/([^/]+)", _Handler.tree),
+    ("GET tree", f"{_API}{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
+    ("GET commits", f"{_API}{_REPO}/commits/([^/]+)", _Handler.commits),
+    ("GET refs", f"{_API}{_REPO}/refs", _Handler.refs),
+    ("POST tag", f"{_API}{_REPO}/tag/([^/]+)", _Handler.tag),
+    ("POST preupload", f"{_API}{_REPO}/preupload/([^/]+)", _Handler.preupload),
+    ("POST commit", f"{_API}{_REPO}/commit/([^/]+)", _Handler.commit),
     ("POST batch", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("POST verify", f"/{_REPO}/lfs-verify", _Handler.lfs_verify),
     ("PUT storage", "/storage/([0-9a-f]+)", _Handler.put_object),
     ("GET storage", "/storage/([0-9a-f]+)", _Handler.get_object),
     ("GET file", f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
+
+
+def _owner(name: str) -> str:
+    return name.removeprefix("spaces/").partition("/")[0]
 
 
 def _oid(blob: Blob) -> str:

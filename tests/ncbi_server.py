@@ -6,12 +6,12 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
+
+from local_server import LocalServer
 
 Fault = Literal["cut", "wrong bytes", "silent"] | int  # an int is the status of the response
 
@@ -25,15 +25,13 @@ def write_pubmed_file(path: Path, content: bytes) -> bytes:
     return compressed
 
 
-class NcbiServer(ThreadingHTTPServer):
+class NcbiServer(LocalServer):
     """Serves a folder with baseline/ and updatefiles/ in it, and records the requests."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.folder = folder
-        self.base_url = f"http://127.0.0.1:{self.server_port}/pubmed/"
+        self.base_url = f"{self.origin}/pubmed/"
         self.requests: list[str] = []
         """The requested paths, such as `baseline/` or `baseline/pubmed26n0001.xml.gz.md5`."""
         self.times: list[float] = []
@@ -47,11 +45,14 @@ class NcbiServer(ThreadingHTTPServer):
         self.gate = threading.Event()
         """While it is not set, responses with PubMed files stop halfway."""
         self.gate.set()
-        self.closing = threading.Event()
         self.lock = threading.Lock()
         self.open_connections = 0
         self.at_once = self.most_at_once = 0
         """Requests in progress, now and at most."""
+
+    def shutdown(self) -> None:
+        self.gate.set()
+        super().shutdown()
 
     def count(self, connections: int = 0, requests: int = 0) -> None:
         with self.lock:
@@ -62,21 +63,6 @@ class NcbiServer(ThreadingHTTPServer):
     def requested(self, ending: str) -> list[str]:
         """The requested paths with this ending."""
         return [path for path in self.requests if path.endswith(ending)]
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[NcbiServer]:
-    """Serve a folder on a free port until the block ends."""
-    with NcbiServer(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.closing.set()
-            server.gate.set()
-            server.shutdown()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -400,8 +400,8 @@ def test_without_tokens_the_card_leaves_them_out(sample_folders, tmp_path):
     assert "courtesy of the U.S. National" in " ".join(page.split())
 
 
-def test_a_missing_corpus_is_reported_in_one_line(run_script, tmp_path):
-    done = run_script("describe_corpus", "--corpus", tmp_path / "none", "--output", tmp_path / "card")
+def test_a_missing_corpus_is_reported_in_one_line(run_script_here, tmp_path):
+    done = run_script_here("describe_corpus", "--corpus", tmp_path / "none", "--output", tmp_path / "card")
     assert done.returncode == 1
     assert done.stderr == (
         f"error: {tmp_path / 'none'}: not a corpus: it has no report.json; build one with scripts/build_corpus.py\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from ncbi_server import serving, write_pubmed_file
+from ncbi_server import NcbiServer, write_pubmed_file
 
 from healthslm.cli import COMMANDS
 
@@ -98,7 +98,7 @@ def test_commands_and_python_of_all_documents_run(copy_of_repository, tmp_path):
     publish_sample(copy_of_repository, tmp_path / "served")
     publish_model(copy_of_repository)
     printed: dict[str, str] = {}
-    with serving(tmp_path / "served") as server:
+    with NcbiServer(tmp_path / "served") as server:
         for document in DOCUMENTS:
             for command in commands(document):
                 if command in printed:

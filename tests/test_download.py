@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ncbi_server import NcbiServer, serving, write_pubmed_file
+from ncbi_server import NcbiServer, write_pubmed_file
 
 from healthslm.corpus import download
 from healthslm.corpus.download import DownloadOptions, download_pubmed, list_files, select_files
@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[NcbiServer]:
     folder = tmp_path / "ncbi"
     for number in range(1, 6):
         publish(folder, f"{'baseline' if number < 4 else 'updatefiles'}/{name(number)}")
-    with serving(folder) as running:
+    with NcbiServer(folder) as running:
         yield running
 
 
@@ -91,7 +91,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_real_files_are_downloaded_unchanged_to_where_the_corpus_reads_them(test_data: Path, pubmed: Path) -> None:
-    with serving(test_data / "pubmed") as server:
+    with NcbiServer(test_data / "pubmed") as server:
         download_pubmed(DownloadOptions(output=pubmed, files=["all"], base_url=server.base_url))
     paths = [path.relative_to(pubmed) for path in find_pubmed_files(pubmed)]
     assert [path.name for path in paths] == [name(number) for number in range(1, 6)]
@@ -305,7 +305,7 @@ def test_a_missing_listing_is_an_error_that_names_it(server, fetch) -> None:
 
 
 def test_a_missing_server_is_a_short_error(fetch) -> None:
-    with serving(Path("nowhere")) as gone:
+    with NcbiServer(Path("nowhere")) as gone:
         address = gone.base_url
     with pytest.raises(
         UserError, match=rf"^{address}baseline/: cannot read the listing: \[Errno \d+\] Connection refused$"
@@ -416,7 +416,7 @@ def test_a_folder_with_files_from_another_year_is_rejected_and_unchanged(server,
 
 def test_the_next_year_has_another_prefix_and_works_the_same(pubmed, tmp_path) -> None:
     content = publish(tmp_path / "ncbi", f"baseline/{name(1, year=31)}")
-    with serving(tmp_path / "ncbi") as server:
+    with NcbiServer(tmp_path / "ncbi") as server:
         download_pubmed(DownloadOptions(output=pubmed, files=["all"], base_url=server.base_url))
     assert (pubmed / "baseline" / "pubmed31n0001.xml.gz").read_bytes() == content
 
@@ -429,7 +429,10 @@ def test_a_number_listed_in_both_folders_is_an_error(server, fetch) -> None:
 
 
 def test_a_server_without_pubmed_files_is_an_error(fetch, tmp_path) -> None:
-    with serving(tmp_path / "nothing") as empty, pytest.raises(UserError, match="neither baseline/ nor updatefiles/"):
+    with (
+        NcbiServer(tmp_path / "nothing") as empty,
+        pytest.raises(UserError, match="neither baseline/ nor updatefiles/"),
+    ):
         fetch("all", base_url=empty.base_url)
 
 

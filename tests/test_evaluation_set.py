@@ -4,10 +4,8 @@ import gzip
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +13,7 @@ from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
+from local_server import LocalServer
 from pipeline_folders import SAMPLE
 
 from healthslm.corpus import download
@@ -39,14 +38,12 @@ TAIL = b"</PubmedArticleSet>\n"
 ERROR_PAGE = b"<?xml version='1.0'?><eFetchResult><ERROR>Unable to obtain query</ERROR></eFetchResult>"
 
 
-class EUtilities(ThreadingHTTPServer):
+class EUtilities(LocalServer):
     """A local server that returns citations like NCBI's efetch and records the requests."""
 
-    daemon_threads = True
-
     def __init__(self, citations: dict[int, bytes]):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.base_url = f"http://127.0.0.1:{self.server_port}/entrez/eutils/"
+        super().__init__(_Handler)
+        self.base_url = f"{self.origin}/entrez/eutils/"
         self.citations = citations
         self.requests: list[dict[str, str]] = []
         self.faults: list[int | bytes | None] = []
@@ -76,18 +73,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-
-@contextmanager
-def serving(citations: dict[int, bytes]) -> Iterator[EUtilities]:
-    with EUtilities(citations) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def cut_citations(files: list[Path]) -> dict[int, bytes]:
@@ -137,7 +122,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server() -> Iterator[EUtilities]:
     """A server with 401 made-up citations, 1 to 401."""
-    with serving({pmid: made_citation(pmid) for pmid in range(1, 402)}) as running:
+    with EUtilities({pmid: made_citation(pmid) for pmid in range(1, 402)}) as running:
         yield running
 
 
@@ -159,7 +144,7 @@ def publish_and_fetch(corpus: Path, citations: dict[int, bytes], folder: Path) -
     documents = read_held_out_pubmed(corpus)
     settings = json.loads((corpus / "report.json").read_text())["settings"]
     write_evaluation_set(folder / "ids.json", documents, settings)
-    with serving(citations) as server:
+    with EUtilities(citations) as server:
         fetch_evaluation_set(FetchOptions(ids=folder / "ids.json", output=folder / "out", base_url=server.base_url))
     report = json.loads((folder / "out" / "report.json").read_text())
     return documents, pq.read_table(folder / "out" / "documents.parquet").to_pylist(), report

@@ -23,8 +23,8 @@ def model_folder(sample_folders, tmp_path_factory):
     return folder
 
 
-def test_evaluating_a_corpus_gives_the_result_for_its_tokens(model_folder, sample_folders, run_script, tmp_path):
-    done = run_script(
+def test_evaluating_a_corpus_gives_the_result_for_its_tokens(model_folder, sample_folders, run_script_here, tmp_path):
+    done = run_script_here(
         "evaluate",
         "--model",
         model_folder,
@@ -43,8 +43,8 @@ def test_evaluating_a_corpus_gives_the_result_for_its_tokens(model_folder, sampl
     assert f"{expected['bits_per_byte']:.4f} bits per byte" in done.stderr
 
 
-def test_greedy_decoding_takes_the_most_likely_token_each_time(model_folder, run_script):
-    done = run_script(
+def test_greedy_decoding_takes_the_most_likely_token_each_time(model_folder, run_script_here):
+    done = run_script_here(
         "generate", "--model", model_folder, "--prompt", "Vitamin", "--temperature", 0, "--max-new-tokens", 8
     )
     assert done.returncode == 0, done.stderr
@@ -126,9 +126,9 @@ def test_generated_text_comes_with_a_warning(model_folder, run_script_here):
     assert "not medical advice" in done.stderr
 
 
-def test_a_context_that_exceeds_the_model_s_is_refused(model_folder, sample_folders, run_script):
+def test_a_context_that_exceeds_the_model_s_is_refused(model_folder, sample_folders, run_script_here):
     data = sample_folders.corpus / "validation"
-    done = run_script("evaluate", "--model", model_folder, "--data", data, "--context", 512)
+    done = run_script_here("evaluate", "--model", model_folder, "--data", data, "--context", 512)
     assert done.returncode == 2
     message = "error: --context: must be at most 64, the model's context, not 512 (see --help)"
     assert done.stderr.splitlines()[-1] == message

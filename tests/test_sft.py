@@ -38,7 +38,7 @@ from healthslm.finetuning.options import FinetuneOptions  # noqa: E402
 from healthslm.finetuning.run import check_resumed, run_facts  # noqa: E402
 from healthslm.finetuning.trainer import CompletionTrainer, make_trainer  # noqa: E402
 from healthslm.options import OptionError  # noqa: E402
-from healthslm.rouge import score_token_f1  # noqa: E402
+from healthslm.text_overlap import score_token_f1  # noqa: E402
 
 ROWS = [
     {"prompt": f"Item {number} is", "completion": f" {'even' if number % 2 == 0 else 'odd'}."} for number in range(8)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ncbi_server import serving, write_pubmed_file
+from ncbi_server import NcbiServer, write_pubmed_file
 from pipeline_folders import SAMPLE
 from random_documents import random_rows, random_text, write_rows
 from tokenizers import Tokenizer
@@ -127,7 +127,7 @@ def run_all_stages(
         return done.stderr
 
     paths = sorted(str(path.relative_to(given.served)) for path in given.served.glob("*/*.xml.gz"))
-    with serving(given.served) as server:
+    with NcbiServer(given.served) as server:
         server.odd_links = ODD_LINKS
         server.faults[paths[0]] = ["cut"]
         server.faults[paths[-1]] = ["wrong bytes"]

@@ -11,8 +11,8 @@ Words are runs of letters and digits, case-folded, as in `healthslm.corpus.signa
 
 Titles are generated zero-shot from the separator, the abstract, a newline and "Title:", with greedy decoding up to the
 end of the line. No training document looks like that, since titles precede the text. The baseline is the first sentence
-of the abstract, and a small model is expected to score below it. Scores are those of `healthslm.rouge` against the
-original title.
+of the abstract, and a small model is expected to score below it. Scores are those of `healthslm.text_overlap` against
+the original title.
 """
 
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from healthslm.corpus.signatures import ngram_hashes
 from healthslm.generation import GenerationOptions, complete_prompts, continue_prompts, up_to_separator
 from healthslm.models import by_device
-from healthslm.rouge import score_rouge
 from healthslm.sentences import sentence_end
 from healthslm.statistics import mean
+from healthslm.text_overlap import score_rouge
 from healthslm.tokenization.encoding import encode_texts, separator_id
 
 MAX_DOCUMENT_TOKENS = 512

@@ -3,8 +3,8 @@
 - The **bits per byte** of completions are the bits of their tokens, with the one that ends them, divided by their UTF-8
   bytes. The prompt is only read.
 - **ROUGE** and **token F1** compare completions that the model writes by greedy decoding with those of the data, see
-  `healthslm.rouge`. If all of those have one line, only the first line that the model writes counts: a base model does
-  not stop by itself. The baseline `first_sentence` is the first sentence of the prompt.
+  `healthslm.text_overlap`. If all of those have one line, only the first line that the model writes counts: a base
+  model does not stop by itself. The baseline `first_sentence` is the first sentence of the prompt.
 """
 
 import math
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from healthslm.bits_per_byte import token_bits
 from healthslm.finetuning.examples import IGNORED, Example
 from healthslm.generation import complete_prompts
-from healthslm.rouge import score_rouge, score_token_f1
 from healthslm.sentences import sentence_end
 from healthslm.statistics import bootstrap_interval
+from healthslm.text_overlap import score_rouge, score_token_f1
 from healthslm.tokenization.encoding import separator_id
 
 
@@ -75,7 +75,7 @@ def score_completions(examples: Sequence[Example], written: dict[str, list[str]]
         written: Completions of the examples by the name of their model.
 
     Returns:
-        `examples`, and by model and for `first_sentence` the scores of `healthslm.rouge.score_rouge` and `token_f1`.
+        `examples`, and by model and for `first_sentence` the scores of `score_rouge` and `token_f1`.
     """
     references = [example.answer.strip() for example in examples]
     written = written | {"first_sentence": [example.prompt[: sentence_end(example.prompt)] for example in examples]}

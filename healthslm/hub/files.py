@@ -2,6 +2,7 @@
 
 The model repository is published as git tracks it. Of a folder that `export` or `finetune` wrote, the model files and
 the card are published. Its records, logs and checkpoints are not: they contain local paths and the state of optimizers.
+A Space is the page in demo/ with the libraries and the ONNX form that it loads, which git doesn't track.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, ModelCard, SpaceCard, eval_result_entries_to_yaml
 
 from healthslm import markdown
 from healthslm.errors import UserError
@@ -29,6 +30,12 @@ _SIBLING_FILES = (
     *("README.md", "LICENSE", "Modelfile", "config.json", "generation_config.json", ADAPTER_CONFIG, "tokenizer*.json"),
     *("*.jinja", "*.py", "*.safetensors", "*.gguf", "onnx/*.onnx*"),
 )
+_PAGE = Path("demo")
+MODEL_OF_PAGE = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    "onnx/model_quantized.onnx",
+)
+"""What `demo/worker.js` loads of an ONNX export."""
 _RELATIONS = {"report.json": "quantized", "metrics.json": "finetune"}
 """The files that record the base model, and the Hub's name of the relation to it. "quantized" is its word for the same
 weights in another form."""
@@ -97,6 +104,60 @@ def sibling_files(folder: Path, repository: str, base: str, base_sha256: str) ->
     Raises:
         UserError: `folder` is something else, or was made from other weights.
     """
+    record = _check_base(folder, base_sha256)
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    relation = "adapter" if is_adapter else _RELATIONS[record]
+    changed = {CARD: _card(folder / CARD, repository, base, relation, read_json(folder / record)["base"]["model"])}
+    if is_adapter:
+        config = read_json(folder / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
+        changed[ADAPTER_CONFIG] = json.dumps(config, indent=2)
+    names = sorted({path.relative_to(folder).as_posix() for form in _SIBLING_FILES for path in folder.glob(form)})
+    return [
+        PublishedFile(name, changed[name].encode() if name in changed else (folder / name).read_bytes())
+        for name in names
+    ]
+
+
+def space_files(root: Path, onnx: Path, base: str, base_sha256: str) -> list[PublishedFile]:
+    """The files of the Space: the page in demo/, with its libraries in vendor/ and the model in model/.
+
+    Args:
+        root: The model repository.
+        onnx: What `export` wrote in ONNX form.
+        base: Hub name of the model repository, which the card names.
+        base_sha256: Checksum of the model's weights.
+
+    Raises:
+        UserError: `onnx` is something else or was made from other weights, or demo/vendor/ lacks a library.
+    """
+    _check_base(onnx, base_sha256)
+    page = root / _PAGE
+    paths = {name: page / name for name in _names(_git(page, "ls-files", "-z"))}
+    for line in (page / "vendor.sha256").read_text(encoding="utf-8").splitlines():
+        sha256, name = line.split()
+        path = paths[f"vendor/{name}"] = page / "vendor" / name
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise UserError(f"{path}: missing or changed: delete {path.parent} and run `make demo/vendor`")
+    for name in MODEL_OF_PAGE:
+        paths[f"model/{name}"] = onnx / name
+        if not (onnx / name).is_file():
+            raise UserError(f"{onnx}: no {name}: the page needs a folder that `export` wrote with --format onnx")
+    contents = {name: path.read_bytes() for name, path in paths.items()}
+    card = contents[CARD].decode()
+    (released,) = SpaceCard(card).data["models"]
+    contents[CARD] = card.replace(released, base).encode()
+    return [PublishedFile(name, content) for name, content in contents.items()]
+
+
+def _check_base(folder: Path, base_sha256: str) -> str:
+    """Check that `export` or fine-tuning wrote a folder from the weights to publish.
+
+    Returns:
+        The name of the file that records it.
+
+    Raises:
+        UserError: The folder is something else, or was made from other weights.
+    """
     record = next((name for name in _RELATIONS if (folder / name).is_file()), "")
     recorded = read_json(folder / record).get("base") if record else None
     if recorded is None or not (folder / CARD).is_file():
@@ -108,17 +169,7 @@ def sibling_files(folder: Path, repository: str, base: str, base_sha256: str) ->
             f"{folder}: made from other weights (SHA-256 {recorded['sha256'][:12]}, not {base_sha256[:12]}): "
             "make it again from the model to publish"
         )
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    relation = "adapter" if is_adapter else _RELATIONS[record]
-    changed = {CARD: _card(folder / CARD, repository, base, relation, recorded["model"])}
-    if is_adapter:
-        config = read_json(folder / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
-        changed[ADAPTER_CONFIG] = json.dumps(config, indent=2)
-    names = sorted({path.relative_to(folder).as_posix() for form in _SIBLING_FILES for path in folder.glob(form)})
-    return [
-        PublishedFile(name, changed[name].encode() if name in changed else (folder / name).read_bytes())
-        for name in names
-    ]
+    return record
 
 
 def _card(path: Path, repository: str, base: str, relation: str, local_base: str) -> str:

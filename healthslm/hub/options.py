@@ -14,6 +14,8 @@ class PushOptions:
     """Name of the model repository on the Hub: OWNER/NAME."""
     siblings: dict[str, Path] = field(default_factory=dict)
     """Folders that `export` or `finetune` wrote from this model: {llama: exports/llama} becomes OWNER/NAME-llama."""
+    demo: Path | None = None
+    """Folder of this model's ONNX export: the page in demo/ becomes, with it, the static Space OWNER/NAME-demo."""
     tag: str | None = None
     """Tag of the published revisions, such as v1.0.0. A tag is never moved."""
     collection: str = "HealthSLM"

@@ -1,4 +1,4 @@
-"""Publish the model repository, its other forms and its adapters on the Hugging Face Hub.
+"""Publish the model repository, its other forms, its adapters and its page on the Hugging Face Hub.
 
 Everything is checked before anything is sent. Each repository then changes by one commit, which the Hub makes when all
 of its files have arrived: a push that was interrupted leaves no half-published revision, and running it again sends
@@ -8,6 +8,7 @@ what is missing. The token comes from `hf auth login` or HF_TOKEN, never from an
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -18,11 +19,22 @@ from huggingface_hub.utils import validate_repo_id
 from healthslm.errors import UserError, one_line
 from healthslm.files import file_sha256
 from healthslm.hub.errors import TOKENS_PAGE, reporting_hub_errors
-from healthslm.hub.files import GIT_ATTRIBUTES, WEIGHTS, PublishedFile, current_commit, model_files, sibling_files
+from healthslm.hub.files import (
+    GIT_ATTRIBUTES,
+    WEIGHTS,
+    PublishedFile,
+    current_commit,
+    model_files,
+    sibling_files,
+    space_files,
+)
 from healthslm.hub.options import PushOptions
 from healthslm.options import OptionError
 
 logger = logging.getLogger(__name__)
+
+_FIRST_COMMIT = "initial commit"
+"""The message of the Hub's own commit in a new repository."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,12 @@ class Repository:
 
     name: str
     files: list[PublishedFile]
+    kind: Literal["model", "space"] = "model"
+
+    @property
+    def address(self) -> str:
+        """What follows the Hub's name in its address."""
+        return f"spaces/{self.name}" if self.kind == "space" else self.name
 
 
 @dataclass(frozen=True)
@@ -46,11 +64,12 @@ class Changes:
 
 
 def push_to_hub(options: PushOptions) -> None:
-    """Publish the model repository and its siblings, tag them, and add them to a Collection.
+    """Publish the model repository, its siblings and its Space, tag them, and add them to a Collection.
 
     Raises:
-        UserError: The files can't be published as they are (see `model_files` and `sibling_files`), there is no token,
-            the Hub refuses it, a repository exists already or belongs to someone else, or the connection is lost.
+        UserError: The files can't be published as they are (see `model_files`, `sibling_files` and `space_files`),
+            there is no token, the Hub refuses it, a repository exists already or belongs to someone else, or the
+            connection is lost.
     """
     commit = current_commit(options.root)
     repositories = _repositories(options)
@@ -71,7 +90,8 @@ def _repositories(options: PushOptions) -> list[Repository]:
     """The files of all repositories, the model's first, because the others name it as their base."""
     base = options.repository
     names = {ending: f"{base}-{ending}" for ending in options.siblings}
-    for name in (base, *names.values()):
+    space = f"{base}-demo"
+    for name in (base, *names.values(), *([space] if options.demo else [])):
         try:
             validate_repo_id(name)
         except HFValidationError as error:
@@ -84,17 +104,20 @@ def _repositories(options: PushOptions) -> list[Repository]:
         Repository(names[ending], sibling_files(folder, names[ending], base, sha256))
         for ending, folder in options.siblings.items()
     ]
-    return [model, *siblings]
+    if options.demo is None:
+        return [model, *siblings]
+    return [model, *siblings, Repository(space, space_files(options.root, options.demo, base, sha256), "space")]
 
 
 def _describe(repository: Repository, options: PushOptions) -> str:
     """The files of a repository, one per line: bytes, SHA-256 and name."""
+    kind = "static Space, " if repository.kind == "space" else ""
     facts = ["public" if options.public else "private", *([f"tag {options.tag}"] if options.tag else [])]
     files = sorted(repository.files, key=lambda file: file.name)
     total = sum(len(file.content) for file in files)
     return "\n".join(
         [
-            f"{repository.name} ({', '.join(facts)}): {len(files):,} files, {total:,} bytes",
+            f"{repository.name} ({kind}{', '.join(facts)}): {len(files):,} files, {total:,} bytes",
             *(f"{len(file.content):>13,}  {file.sha256}  {file.name}" for file in files),
         ]
     )
@@ -135,21 +158,24 @@ def _find_changes(api: HfApi, repository: Repository, options: PushOptions) -> C
         UserError: It exists with other files and `--replace` is not given, it is public and `--public` is not given or
             the other way round, or the tag marks another revision.
     """
-    name = repository.name
+    name, kind = repository.name, repository.kind
     with reporting_hub_errors(name):
         try:
-            found = api.model_info(name)
+            found = api.repo_info(name, repo_type=kind)
         except RepositoryNotFoundError:
             return Changes(None, repository.files, [], is_tagged=False)
-        tree = [
-            item for item in api.list_repo_tree(name, recursive=True, revision=found.sha) if isinstance(item, RepoFile)
-        ]
-        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(name).tags}
-    present = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if file.path != GIT_ATTRIBUTES}
+        tree = api.list_repo_tree(name, recursive=True, revision=found.sha, repo_type=kind)
+        files = [item for item in tree if isinstance(item, RepoFile)]
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(name, repo_type=kind).tags}
+        commits = [commit.title for commit in api.list_repo_commits(name, repo_type=kind, revision=found.sha)]
+    present = {
+        file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files if file.path != GIT_ATTRIBUTES
+    }
     published = {file.name for file in repository.files}
     added = [file for file in repository.files if present.get(file.name) not in (file.sha256, file.blob_id)]
     deleted = sorted(present.keys() - published)
-    if present and (added or deleted) and not options.replace:
+    # A new repository has the Hub's own files: a static Space, for instance, a page to start with.
+    if commits != [_FIRST_COMMIT] and (added or deleted) and not options.replace:
         raise UserError(f"{name}: exists already with other files: choose another name, or replace them with --replace")
     if found.private == options.public:
         state, cure = ("private", "leave out --public") if found.private else ("public", "add --public")
@@ -161,11 +187,12 @@ def _find_changes(api: HfApi, repository: Repository, options: PushOptions) -> C
 
 
 def _publish(api: HfApi, repository: Repository, changes: Changes, options: PushOptions, message: str) -> None:
-    name, revision = repository.name, changes.head
+    name, kind, revision = repository.name, repository.kind, changes.head
     with reporting_hub_errors(name):
         if revision is None:
-            api.create_repo(name, private=not options.public)
-            revision = api.model_info(name).sha
+            space_sdk = "static" if kind == "space" else None
+            api.create_repo(name, repo_type=kind, space_sdk=space_sdk, private=not options.public)
+            revision = api.repo_info(name, repo_type=kind).sha
         if changes.added or changes.deleted:
             total = sum(len(file.content) for file in changes.added)
             logger.info("%s: sending %s files, %s bytes", name, f"{len(changes.added):,}", f"{total:,}")
@@ -173,11 +200,12 @@ def _publish(api: HfApi, repository: Repository, changes: Changes, options: Push
                 *(CommitOperationAdd(file.name, file.content) for file in changes.added),
                 *(CommitOperationDelete(path) for path in changes.deleted),
             ]
-            commit = api.create_commit(name, operations, commit_message=message, parent_commit=revision)
-            revision = commit.oid
+            revision = api.create_commit(
+                name, operations, repo_type=kind, commit_message=message, parent_commit=revision
+            ).oid
         if options.tag and not changes.is_tagged:
-            api.create_tag(name, tag=options.tag, revision=revision)
-    logger.info("%s/%s: revision %s", api.endpoint, name, revision)
+            api.create_tag(name, tag=options.tag, revision=revision, repo_type=kind)
+    logger.info("%s/%s: revision %s", api.endpoint, repository.address, revision)
 
 
 def _collect(api: HfApi, repositories: Sequence[Repository], options: PushOptions) -> None:
@@ -188,5 +216,5 @@ def _collect(api: HfApi, repositories: Sequence[Repository], options: PushOption
             options.collection, namespace=owner, private=not options.public, exists_ok=True
         )
         for repository in repositories:
-            api.add_collection_item(collection.slug, repository.name, "model", exists_ok=True)
+            api.add_collection_item(collection.slug, repository.name, repository.kind, exists_ok=True)
     logger.info("%s", collection.url)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from healthslm.export.export import export
 from healthslm.export.onnx import OnnxRuntime
 from healthslm.export.options import ExportOptions
+from healthslm.hub.files import MODEL_OF_PAGE
 
 PROMPT = "Vitamin D, β₂-microglobulin and"
 SLOW = 240_000
@@ -181,6 +182,8 @@ def test_the_page_requests_its_own_files_only_and_has_no_errors(ready_page):
     page, requests, messages = ready_page
     origin = page.evaluate("location.origin")
     assert requests.count(f"{origin}/model/onnx/model_quantized.onnx") == 1
+    of_model = {url.removeprefix(f"{origin}/model/") for url in requests if url.startswith(f"{origin}/model/")}
+    assert of_model == set(MODEL_OF_PAGE)  # what is published
     assert [url for url in requests if not url.removeprefix("blob:").startswith((f"{origin}/", "data:"))] == []
     assert [message for message in messages if "Content Security Policy" in message] == []
 
