@@ -1,18 +1,17 @@
 """Exported forms: they open in the programs that they are for, compute the same, and are refused if they don't."""
 
 import json
-import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
 import torch
+from exported_models import TEXTS, exported, tokenizer, write_model
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from tiny_models import REPOSITORY, byte_tokenizer, random_ids, tiny_model
+from tiny_models import byte_tokenizer, random_ids
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
@@ -20,40 +19,13 @@ from transformers import (
     AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
 from healthslm.export import check, llama
 from healthslm.export.check import PROMPTS, Runtime, TransformersRuntime, compare
-from healthslm.export.export import export
-from healthslm.export.options import ExportOptions
 from healthslm.models import open_model
-
-TEXTS = [*PROMPTS, "", " ", "\r\n\t", "don't DON'T 'll", "naïve café Ⅷ½ 你好 🇩🇪", "a" * 50, "x<|endoftext|>y"]
-CARD = "---\nlicense: mit\n---\n\n# Tiny\n"
-
-
-@cache
-def tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer with some merges."""
-    return byte_tokenizer().train_new_from_iterator([TEXTS] * 4, vocab_size=300, show_progress=False)
-
-
-def write_model(folder: Path, dtype: torch.dtype = torch.float32, **options) -> Path:
-    """A model with three layers and eight ids without a token."""
-    model = tiny_model("healthslm", vocab_size=len(tokenizer()) + 8, num_hidden_layers=3, **options)
-    model.to(dtype).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    shutil.copy(REPOSITORY / "chat_template.jinja", folder)
-    (folder / "README.md").write_text(CARD)
-    return folder
-
-
-def exported(source: Path, form: str, folder: Path, **options) -> Path:
-    export(ExportOptions(str(source), form, folder, **options))
-    return folder
 
 
 @pytest.fixture(scope="module")
