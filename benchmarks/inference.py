@@ -31,7 +31,7 @@ import shutil
 import statistics
 import sys
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Measurement:
     tokens: list[int]
 
 
-class Contender:
+class Contender(ABC):
     """A program with the model loaded."""
 
     @abstractmethod
@@ -281,7 +281,7 @@ def benchmark(options: BenchmarkOptions) -> None:
         for _ in range(options.rounds):
             for name in names:
                 bar.set_postfix_str(name)
-                function = partial(measure_browser) if name == BROWSER else partial(measure, name)
+                function = measure_browser if name == BROWSER else partial(measure, name)
                 rounds[name].append(alone(function, options, *prompts))
                 bar.update()
     print(f"{options.threads} threads\n\n{table(rounds)}")
