@@ -345,7 +345,13 @@ def is_killed_before_operation(number: int, checkpoints: Path, work: Callable[[]
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
-@pytest.mark.parametrize("number", [12, 8], ids=["a new one", "in the place of a damaged one"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(12, id="a new one"),
+        pytest.param(8, id="in the place of a damaged one", marks=pytest.mark.slow),
+    ],
+)
 def test_a_save_killed_before_any_of_its_operations_leaves_a_valid_checkpoint_and_can_be_repeated(
     saved, save, tmp_path, number
 ):

@@ -192,7 +192,7 @@ def test_a_second_sigint_stops_at_once(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["torchrun", "all processes", "one process"])
+@pytest.mark.parametrize("to", ["torchrun", "all processes"])  # tests/test_distributed.py sends it to one process
 def test_a_signal_stops_two_processes_after_the_same_step(recipe, tmp_path, to):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     training = Training(tmp_path / "run", recipe | {"micro_batch_size": 2}, launcher)
@@ -200,7 +200,7 @@ def test_a_signal_stops_two_processes_after_the_same_step(recipe, tmp_path, to):
     agent = psutil.Process(training.process.pid)
     workers = [child for child in agent.children() if "pretrain.py" in " ".join(child.cmdline())]
     assert len(workers) == 2
-    for process in {"torchrun": [agent], "all processes": [*workers, agent], "one process": workers[1:]}[to]:
+    for process in {"torchrun": [agent], "all processes": [*workers, agent]}[to]:
         process.send_signal(signal.SIGTERM)
     assert training.process.wait() != 0
     assert_that_it_stopped_with_a_checkpoint(training)
@@ -209,14 +209,15 @@ def test_a_signal_stops_two_processes_after_the_same_step(recipe, tmp_path, to):
 # Runs that are killed
 
 
-def soak(sample_folders, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", "3", "--steps", "24", *arguments]
+def soak(sample_folders, kills: int, precision: str, processes: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SOAK, "--tokens", sample_folders.tokens, "--kills", kills, "--steps", 24]
+    command += ["--precisions", precision, "--processes", processes]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(sample_folders):
-    done = soak(sample_folders, "--precisions", "fp32", "--processes", 1)
+    done = soak(sample_folders, 3, "fp32", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": kill ") == 3 and done.stdout.endswith("the same bytes\n")
 
@@ -224,6 +225,6 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_one_that_never_stopped(
 @pytest.mark.slow
 def test_a_killed_run_in_bf16_or_of_two_processes_ends_with_the_same_bytes(sample_folders):
     for precision, processes in (("bf16", 1), ("fp32", 2)):
-        done = soak(sample_folders, "--precisions", precision, "--processes", processes)
+        done = soak(sample_folders, 2, precision, processes)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "DIFFERENCE" not in done.stdout

@@ -20,13 +20,13 @@ from random_documents import random_rows, write_rows
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
 
-OUTPUTS = ("records", "signatures", "corpus", "tokens")
+OUTPUTS = {"build_corpus": ("records", "signatures", "corpus"), "tokenize_corpus": ("tokens",)}
+"""The folders that each script writes."""
 
 TASKS = {"parse": 3, "screen": 7, "select": 1, "write": 7, "finish": 1}
 """The steps that build the corpus of `killable`, in order, with their numbers of tasks."""
 STAGES = [*TASKS, "tokenize"]
-_KILLED = ["parse", "screen", "select", "write", "finish", "tokenize"]
-MOMENTS = list(zip(_KILLED, random.Random(26).sample(range(1, 100), len(_KILLED)), strict=True))
+MOMENTS = list(zip(STAGES, random.Random(26).sample(range(1, 100), len(STAGES)), strict=True))
 """When to kill: in each stage, after a random percentage of its duration."""
 
 
@@ -51,23 +51,27 @@ class Killable:
         with (root / f"{script}.log").open("ab") as log:
             return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=log)
 
-    def run_to_end(self, script: str, root: Path) -> None:
-        assert self.start(script, root).wait() == 0, (root / f"{script}.log").read_text()
+    def start_stage(self, root: Path, stage: str) -> subprocess.Popen:
+        """Start the script that has this stage, with the corpus that tokenization reads."""
+        if stage == "tokenize":
+            shutil.copytree(self.whole / "corpus", root / "corpus")
+        return self.start(script_of(stage), root)
 
-    def run(self, root: Path) -> None:
-        """Run all stages to their end."""
-        for script in ("build_corpus", "tokenize_corpus"):
-            self.run_to_end(script, root)
+    def run_to_end(self, root: Path, stage: str) -> None:
+        """Run the script that has this stage once more."""
+        assert self.start(script_of(stage), root).wait() == 0, (root / f"{script_of(stage)}.log").read_text()
 
     def kill(self, root: Path, stage: str, seconds: float) -> None:
         """Run until `seconds` after the stage has begun, then kill all processes."""
-        if stage == "tokenize":
-            self.run_to_end("build_corpus", root)
-        process = self.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", root)
+        process = self.start_stage(root, stage)
         wait_until(lambda: has_begun(root, stage))
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def script_of(stage: str) -> str:
+    return "tokenize_corpus" if stage == "tokenize" else "build_corpus"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -124,41 +128,38 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def outputs(root: Path) -> dict[str, bytes]:
-    """All files that the stages write, except their logs."""
-    names = tuple(f"{folder}/" for folder in OUTPUTS)
+def outputs(root: Path, script: str = "build_corpus") -> dict[str, bytes]:
+    """All files that a script writes, except its logs."""
+    names = tuple(f"{folder}/" for folder in OUTPUTS[script])
     return {name: content for name, content in contents(root).items() if name.startswith(names)}
 
 
-def assert_that_nothing_is_half_written(root: Path, whole: dict[str, bytes]) -> None:
+def assert_that_nothing_is_half_written(found: dict[str, bytes], whole: dict[str, bytes]) -> None:
     """Every file is complete or missing, and so are the corpus and the tokens as a whole."""
-    final = {name: content for name, content in outputs(root).items() if ".partial-" not in name}
+    final = {name: content for name, content in found.items() if ".partial-" not in name}
     assert final.items() <= whole.items()
     for folder in ("corpus/", "tokens/"):
         names = {name for name in final if name.startswith(folder)}
         assert names in (set(), {name for name in whole if name.startswith(folder)})
 
 
-def assert_that_the_run_ended_well(root: Path, whole: dict[str, bytes]) -> None:
-    assert outputs(root) == whole
-    assert not list(root.rglob("*.partial-*"))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("stage", "percent"), MOMENTS)
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(killable, tmp_path, stage, percent):
-    whole = outputs(killable.whole)
+    script = script_of(stage)
+    whole = outputs(killable.whole, script)
     for attempt in range(8):
         root = tmp_path / str(attempt)
         killable.kill(root, stage, killable.seconds[stage] * percent / 100 / 2**attempt)
-        assert_that_nothing_is_half_written(root, whole)
+        assert_that_nothing_is_half_written(outputs(root, script), whole)
         if is_under_way(root, stage):
             break
     else:
         raise AssertionError(f"{stage} always ended before the kill")
-    killable.run(root)
-    assert_that_the_run_ended_well(root, whole)
+    killable.run_to_end(root, stage)
+    assert outputs(root, script) == whole
+    assert not list(root.rglob("*.partial-*"))
 
 
 @pytest.mark.slow
@@ -166,9 +167,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(killable, tmp_path
 @pytest.mark.parametrize("stage", ["screen", "write", "tokenize"])
 def test_workers_end_when_their_parent_is_killed_and_do_not_disturb_the_next_run(killable, tmp_path, stage):
     """Otherwise they could overwrite files of the next run, which may have other options."""
-    if stage == "tokenize":
-        killable.run_to_end("build_corpus", tmp_path)
-    process = killable.start("tokenize_corpus" if stage == "tokenize" else "build_corpus", tmp_path)
+    process = killable.start_stage(tmp_path, stage)
     wait_until(lambda: marks(tmp_path, stage, "logs") >= 2)
     workers = [worker for child in psutil.Process(process.pid).children() for worker in child.children()]
     done = marks(tmp_path, stage)
@@ -176,12 +175,13 @@ def test_workers_end_when_their_parent_is_killed_and_do_not_disturb_the_next_run
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     still_done = marks(tmp_path, stage)
-    killable.run(tmp_path)
+    killable.run_to_end(tmp_path, stage)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     assert len(workers) == 2 and not alive
     assert still_done == done
-    assert_that_the_run_ended_well(tmp_path, outputs(killable.whole))
+    assert outputs(tmp_path, script_of(stage)) == outputs(killable.whole, script_of(stage))
+    assert not list(tmp_path.rglob("*.partial-*"))
 
 
 KILLED_BUILD = """

@@ -187,20 +187,22 @@ def test_the_peak_equals_what_pytorch_allocates_for_a_micro_batch(shape, attenti
     assert planned == pytest.approx(peak, rel=0.03)
 
 
-@pytest.mark.parametrize("gigabytes", [0.02, 0.05, 1.0])
-def test_a_micro_batch_is_the_largest_that_fits_into_the_free_memory_of_a_gpu(monkeypatch, gigabytes):
-    free = int(gigabytes * 10**9)
-    monkeypatch.setattr(planning, "free_memory", lambda device: free)
+def test_a_micro_batch_is_the_largest_that_fits_into_the_free_memory_of_a_gpu(monkeypatch):
     options = make_options(HEALTHSLM, micro_batch_size=None, batch_tokens=2 * 24 * CONTEXT)
     model = on_meta(HEALTHSLM, VARLEN)
-
-    def memory(sequences: int) -> int:
-        chosen = make_options(HEALTHSLM, micro_batch_size=sequences)
-        return sum(memory_by_part(model, chosen, CONTEXT, CPU).values())
-
-    fitting = [sequences for sequences in (1, 2, 3, 4, 6, 8, 12, 24) if memory(sequences) <= 0.8 * free]
-    assert fit_micro_batch(model, options, CONTEXT, 2, CPU) == max(fitting)
-    assert gigabytes < 1.0 or max(fitting) == 24
+    memory = {
+        sequences: sum(
+            memory_by_part(model, make_options(HEALTHSLM, micro_batch_size=sequences), CONTEXT, CPU).values()
+        )
+        for sequences in (1, 2, 3, 4, 6, 8, 12, 24)
+    }
+    chosen = []
+    for gigabytes in (0.02, 0.05, 1.0):
+        free = int(gigabytes * 10**9)
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        chosen.append(fit_micro_batch(model, options, CONTEXT, 2, CPU))
+        assert chosen[-1] == max(sequences for sequences, needed in memory.items() if needed <= 0.8 * free)
+    assert 1 < chosen[0] < chosen[1] < chosen[2] == 24
 
 
 def test_on_a_cpu_a_micro_batch_has_at_most_eight_sequences_and_divides_a_step():
