@@ -76,7 +76,7 @@ class BenchmarkOptions:
     """Folder of a tokenized corpus. By default random tokens, in documents as long as PubMed's."""
     model: dict[str, Any] = field(default_factory=dict)
     """Overrides of the released model's configuration: {"num_hidden_layers": 2}."""
-    sequences: int = 8
+    sequences: int = field(default=8, metadata={"memory": True})
     """Sequences of a step."""
     context: int = 1_024
     """Tokens of a sequence."""

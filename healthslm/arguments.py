@@ -65,7 +65,7 @@ def naming_options(options_class: type, arguments: Sequence[str]) -> Iterator[No
     except OptionError as error:
         raise UsageError(f"{_place(error.name, _group(options_class, arguments))}: {error.problem}") from error
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which takes seconds to import
+        if "out of memory" not in str(error):  # several classes of PyTorch, which takes seconds to import
             raise
         cures = [f"lower {as_flag(field.name)}" for field in fields(options_class) if field.metadata.get("memory")]
         cures += ["use --device cpu"] if hasattr(options_class, "device") else []

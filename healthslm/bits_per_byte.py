@@ -148,8 +148,9 @@ def _window_bits(
     fewer = {"logits_to_keep": width - first} if accepts(model, "logits_to_keep") else {}
     logits = model(input_ids=inputs.to(model.device), use_cache=False, **fewer).logits[:, first - width :]
     targets = targets[:, first:].to(logits.device)
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return (nats.double() / math.log(2)).view(targets.shape).cpu().numpy()
+    # One window at a time, because fp32 copies of all logits would take more memory than training.
+    nats = [F.cross_entropy(row.float(), target, reduction="none") for row, target in zip(logits, targets, strict=True)]
+    return (torch.stack(nats).double() / math.log(2)).cpu().numpy()
 
 
 def document_bits(model: PreTrainedModel, documents: Sequence[np.ndarray], **settings: Any) -> np.ndarray:

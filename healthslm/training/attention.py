@@ -31,11 +31,12 @@ def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) 
     """Make a model attend within documents, if that is faster than a mask over whole sequences.
 
     On a CPU it attends to one document at a time, unless the model is compiled, because every length of a document
-    would be compiled. On a GPU it uses flash attention, which needs a 16-bit type and no dropout.
+    would be compiled. On a GPU it uses flash attention, which needs a 16-bit type, no dropout, and a head size that is a
+    multiple of 8 up to 256 (Dao, 2023).
     """
     if device.type == "cpu" and not compiled:
         model.set_attn_implementation(PACKED_DOCUMENTS)
-    elif device.type == "cuda" and computes_in_bf16(device) and not _has_attention_dropout(model):
+    elif device.type == "cuda" and computes_in_bf16(device) and _suits_flash_attention(model):
         model.set_attn_implementation(VARLEN)
 
 
@@ -158,9 +159,10 @@ def packed_attention(
     return output.unflatten(0, (batch, length)), None
 
 
-def _has_attention_dropout(model: PreTrainedModel) -> bool:
-    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-    return any(getattr(model.config, name, 0.0) for name in names)
+def _suits_flash_attention(model: PreTrainedModel) -> bool:
+    config, dropouts = model.config, ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return head_dim % 8 == 0 and head_dim <= 256 and not any(getattr(config, name, 0.0) for name in dropouts)
 
 
 AttentionInterface.register(PACKED_DOCUMENTS, partial(packed_attention, one_by_one))

@@ -8,7 +8,8 @@ import gc
 import logging
 import shlex
 from collections import deque
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from accelerate import Accelerator
 
 from healthslm.bits_per_byte import Score, score_documents
-from healthslm.errors import Stopped, UserError
+from healthslm.errors import Stopped, UserError, one_line
 from healthslm.files import replacing
+from healthslm.models import find_device
 from healthslm.tokenization.tokens import TOKENIZER_FOLDER
 from healthslm.training.checkpoint import (
     gather_weights,
@@ -53,7 +55,7 @@ def pretrain(options: PretrainOptions) -> None:
     check_tracker(options.report_to)
     # Accelerate would otherwise start a separate run in each of several processes on a CPU.
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=find_device(options.device).type == "cpu",
         mixed_precision="no",
         log_with=None if options.report_to == "none" else options.report_to,
         project_dir=options.output,
@@ -63,7 +65,7 @@ def pretrain(options: PretrainOptions) -> None:
             print(plan_run(options, accelerator.num_processes, accelerator.device))
         return
     run = set_up(options, accelerator)
-    with closing(run.log):
+    with closing(run.log), explaining_failed_compilation():
         train(run)
     state, steps, total_steps = run.state, run.step, len(run.schedule)
     # If a wrapped model outlives the process group, it may hang: it ends the group's threads while it holds Python's
@@ -208,6 +210,21 @@ def describe_failure(checkpoints: Path, skipped: int) -> str:
         "learning rate or check the text there; if the norm was zero, check that the model has trainable weights, and "
         "try --compile false"
     )
+
+
+@contextmanager
+def explaining_failed_compilation() -> Iterator[None]:
+    """Say what to do if torch.compile fails, for example because there is no C++ compiler.
+
+    Raises:
+        UserError: It does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"can't compile the model: {one_line(error)}; use --compile false") from error
 
 
 def resume_advice(options: PretrainOptions) -> str:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from healthslm.options import CheckedOptions, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Seed, UnitInterval
+from healthslm.options import (
+    CheckedOptions,
+    Device,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Seed,
+    UnitInterval,
+)
 from healthslm.training.schedule import Decay
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
@@ -36,8 +45,10 @@ class PretrainOptions(CheckedOptions):
     micro_batch_size: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata=_FREE | {"memory": True})
     """Sequences in one forward pass of a process. Larger values need more memory and do not change the result. By
     default as many as fit into the GPU's memory, and at most 8 on a CPU."""
-    context: Annotated[int | None, Range(at_least=1)] = None
+    context: Annotated[int | None, Range(at_least=1)] = field(default=None, metadata={"memory": True})
     """Tokens of a sequence. By default the model's maximum."""
+    device: Device = field(default="auto", metadata=_FREE)
+    """Device to train on. "auto" uses a GPU if there is one."""
     zero_residual_projections: bool = False
     """Initialize the last matrix of each attention and feed-forward block to zero, so that each layer starts as the
     identity."""

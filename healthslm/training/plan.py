@@ -43,6 +43,7 @@ def plan_run(options: PretrainOptions, processes: int, device: torch.device) -> 
         UserError: An option does not fit the model or the corpus.
     """
     corpus_tokens = TokenizedSplit(options.tokens, "train").num_tokens
+    TokenizedSplit(options.tokens, "validation")  # which the run needs too
     # Transformers can't load weights from a folder onto the meta device.
     with torch.device("meta") if isinstance(options.model, dict) else nullcontext():
         model = make_model(options.model)

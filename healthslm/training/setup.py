@@ -20,7 +20,7 @@ from healthslm.training.learner import Learner
 from healthslm.training.log import RunLog
 from healthslm.training.options import PretrainOptions
 from healthslm.training.packing import PackedSequences
-from healthslm.training.plan import fit_micro_batch
+from healthslm.training.plan import fit_micro_batch, flops_per_token
 from healthslm.training.precision import computes_in_bf16
 from healthslm.training.recipe import (
     check_fingerprint,
@@ -35,6 +35,9 @@ from healthslm.training.run_folder import CHECKPOINTS_FOLDER
 from healthslm.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
+
+CPU_FLOPS = 1e11
+"""Floating-point operations per second and core of a fast CPU, see docs/performance.md."""
 
 
 @dataclass
@@ -74,14 +77,16 @@ class Run:
 def set_up(options: PretrainOptions, accelerator: Accelerator) -> Run:
     """Open the corpus, make the model or load it from the newest checkpoint, and create the run folder."""
     checkpoint = find_checkpoint(options)
-    train_split = TokenizedSplit(options.tokens, "train")
+    train_split, validation = TokenizedSplit(options.tokens, "train"), TokenizedSplit(options.tokens, "validation")
     unwrapped_model = load_model(options, checkpoint)
     fit_to_tokenizer(unwrapped_model, train_split, options.tokens / TOKENIZER_FOLDER)
     context = choose_context(unwrapped_model, options.context)
+    sequences = PackedSequences(train_split, context, options.seed)
     schedule = make_schedule(options, context, accelerator.num_processes)
     if accelerator.is_main_process:
         warn_of_many_epochs(schedule, train_split.num_tokens)
         warn_of_missing_bf16(accelerator.device)
+        warn_of_long_run(unwrapped_model, schedule, accelerator.device)
 
     state = TrainingState(fingerprint(options))
     if checkpoint is not None:
@@ -97,7 +102,9 @@ def set_up(options: PretrainOptions, accelerator: Accelerator) -> Run:
     )
     if checkpoint is not None:
         load_optimizers(checkpoint, unwrapped_model, learner.optimizers)
-    micro_batch_size = fit_micro_batch(unwrapped_model, options, context, accelerator.num_processes, accelerator.device)
+    fitting = fit_micro_batch(unwrapped_model, options, context, accelerator.num_processes, accelerator.device)
+    # Processes must agree, but their GPUs may have different amounts of free memory.
+    micro_batch_size = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
 
     accelerator.wait_for_everyone()  # all processes have seen whether the run folder exists
     if accelerator.is_main_process:
@@ -112,8 +119,8 @@ def set_up(options: PretrainOptions, accelerator: Accelerator) -> Run:
     return Run(
         options=options,
         accelerator=accelerator,
-        sequences=PackedSequences(train_split, context, options.seed),
-        validation=TokenizedSplit(options.tokens, "validation"),
+        sequences=sequences,
+        validation=validation,
         schedule=schedule,
         learner=learner,
         state=state,
@@ -172,6 +179,14 @@ def warn_of_missing_bf16(device: torch.device) -> None:
     if device.type == "cuda" and not computes_in_bf16(device):
         name = torch.cuda.get_device_name(device)
         logger.warning("warning: %s does not compute in bf16: training in fp32, which is slower", name)
+
+
+def warn_of_long_run(model: PreTrainedModel, schedule: Schedule, device: torch.device) -> None:
+    """Warn of a run that takes more than a day on a CPU."""
+    operations = flops_per_token(model, schedule.context) * schedule.total_tokens
+    hours = operations / (CPU_FLOPS * torch.get_num_threads()) / 3600
+    if device.type == "cpu" and hours > 24:
+        logger.warning("warning: about %s hours on this CPU: use a GPU, or lower max_tokens", f"{hours:,.0f}")
 
 
 def describe_run(
