@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from paths import REPOSITORY
 
 if TYPE_CHECKING:
     from pipeline_folders import Folders
@@ -27,9 +28,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-pytest.register_assert_rewrite("hub_fixtures")  # for its assertions' messages
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+# For the messages of their assertions.
+pytest.register_assert_rewrite("corpus_builds", "download_fixtures", "hub_fixtures", "pubmed_xml", "training_fixtures")
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,6 +89,12 @@ def sample_folders(tmp_path_factory: pytest.TempPathFactory) -> "Folders":
     from pipeline_folders import make_folders  # seconds to import, and few tests need it
 
     return make_folders(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="session")
+def sample(sample_folders: "Folders") -> Path:
+    """The folder of these with the corpus, the records and the signatures. Not to be changed."""
+    return sample_folders.corpus.parent
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])

@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tiny_models import REPOSITORY, byte_tokenizer, tiny_model
+from paths import REPOSITORY
+from tiny_models import byte_tokenizer, tiny_model
 from transformers import PreTrainedTokenizerBase
 
 from healthslm.export.check import PROMPTS

@@ -30,12 +30,12 @@ from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
 from lxml import etree
+from paths import REPOSITORY
 from tqdm import tqdm
 
 from healthslm.corpus.pubmed import NO_TITLE, read_records
 from healthslm.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 20
 MAX_MEMORY_BYTES = 2**30
 SLICE_BYTES = 12_000

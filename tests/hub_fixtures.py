@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from hub_server import HubServer
+from paths import REPOSITORY
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import byte_model, byte_tokenizer
 from transformers import PreTrainedModel

@@ -13,80 +13,28 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+from hub_state import (
+    GIT_ATTRIBUTES,
+    NEW_SPACE,
+    RELATIONS,
+    Blob,
+    Refused,
+    Repository,
+    Request,
+    belongs_in_lfs,
+    metadata,
+    oid_of,
+    owner_of,
+)
 from local_server import LocalServer
-
-LFS_PATTERNS = ("*.safetensors", "*.gguf", "*.onnx", "*.bin", "*.parquet")
-GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
-NEW_SPACE = {"README.md": b"---\nsdk: static\n---\n", "index.html": b"<p>Welcome</p>", "style.css": b"p {}"}
-"""What the Hub puts into a new static Space."""
-RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 
 Fault = Literal["cut", "hold"] | int
 """Close the connection in the middle of the request's body, keep it open and read no more, or answer with a status."""
-
-
-@dataclass(frozen=True)
-class Blob:
-    content: bytes
-    in_lfs: bool
-
-    @property
-    def git_id(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-
-@dataclass
-class Repository:
-    private: bool
-    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
-    """The files of each commit, by name."""
-    messages: list[str] = field(default_factory=list)
-    """The message of each commit."""
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def head(self) -> str:
-        return list(self.commits)[-1]
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """The content of the files of the newest commit, without the Hub's own."""
-        return {name: blob.content for name, blob in self.commits[self.head].items() if name != ".gitattributes"}
-
-    def commit(self, message: str, files: dict[str, Blob]) -> str:
-        name = hashlib.sha1(f"{message}{len(self.commits)}".encode()).hexdigest()
-        self.commits[name] = dict(sorted(files.items()))
-        self.messages.append(message)
-        return name
-
-    def find(self, revision: str) -> str | None:
-        """The commit of a branch, a tag or a commit."""
-        commit = self.head if revision == "main" else self.tags.get(revision, revision)
-        return commit if commit in self.commits else None
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    path: str
-    token: str | None
-
-
-class Refused(Exception):
-    """A response with an error, in the Hub's form."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
-        self.status, self.message, self.code, self.body = status, message, code, body
 
 
 class HubServer(LocalServer):
@@ -231,12 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
         """A repository and a commit in it that the token may read, or write."""
         names = self._names()
         repository = self.server.repositories.get(name)
-        if repository is None or (repository.private and _owner(name) not in names):
+        if repository is None or (repository.private and owner_of(name) not in names):
             if self._token() is None:
                 raise Refused(401, "Invalid username or password.")
             raise Refused(404, "Repository not found", "RepoNotFound")
         if write:
-            self._check_write(_owner(name))
+            self._check_write(owner_of(name))
         commit = repository.find(revision)
         if commit is None:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -266,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
     def repository_info(self, name: str, revision: str = "main") -> None:
         repository, commit = self._open(name, revision)
         files = repository.commits[commit]
-        card = _metadata(files["README.md"].content) if "README.md" in files else {}
+        card = metadata(files["README.md"].content) if "README.md" in files else {}
         self._send_json(
             {
                 "_id": "0" * 24,
@@ -333,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({})
 
     def validate_yaml(self, body: bytes) -> None:
-        relation = _metadata(json.loads(body)["content"].encode()).get("base_model_relation")
+        relation = metadata(json.loads(body)["content"].encode()).get("base_model_relation")
         if relation is not None and relation not in RELATIONS:
             message = f'"base_model_relation" must be one of {sorted(RELATIONS)}'
             raise Refused(400, message, errors=[{"message": message}], warnings=[])
@@ -347,9 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "files": [
                     {
                         "path": file["path"],
-                        "uploadMode": "lfs" if _belongs_in_lfs(files, file["path"], file["size"]) else "regular",
+                        "uploadMode": "lfs" if belongs_in_lfs(files, file["path"], file["size"]) else "regular",
                         "shouldIgnore": False,
-                        "oid": _oid(files[file["path"]]) if file["path"] in files else None,
+                        "oid": oid_of(files[file["path"]]) if file["path"] in files else None,
                     }
                     for file in asked["files"]
                 ]
@@ -395,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
             path = value["path"]
             if line["key"] == "file":
                 content = base64.b64decode(value["content"])
-                if _belongs_in_lfs(files, path, len(content)):
+                if belongs_in_lfs(files, path, len(content)):
                     raise Refused(400, f"{path} must be in LFS")
                 files[path] = Blob(content, False)
             elif line["key"] == "lfsFile":
@@ -486,22 +434,3 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET storage", "/storage/([0-9a-f]+)", _Handler.get_object),
     ("GET file", f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
-
-
-def _owner(name: str) -> str:
-    return name.removeprefix("spaces/").partition("/")[0]
-
-
-def _oid(blob: Blob) -> str:
-    return blob.sha256 if blob.in_lfs else blob.git_id
-
-
-def _belongs_in_lfs(files: dict[str, Blob], path: str, size: int) -> bool:
-    lines = files[".gitattributes"].content.decode().splitlines()
-    patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
-    return size > 10 << 20 or any(fnmatch.fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)
-
-
-def _metadata(card: bytes) -> dict[str, Any]:
-    found = re.match(r"---\n(.*?)\n---\n", card.decode(), flags=re.DOTALL)
-    return yaml.safe_load(found[1]) if found else {}

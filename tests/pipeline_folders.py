@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paths import SAMPLE
+
 from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokenizer import TokenizerOptions, train_tokenizer
-
-SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "pubmed"
 
 TINY_MODEL = {
     "model_type": "healthslm",
@@ -20,6 +20,9 @@ TINY_MODEL = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 64,
 }
+TINY_GPT2 = {
+    "model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

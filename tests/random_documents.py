@@ -4,18 +4,9 @@ import random
 import re
 import xml.etree.ElementTree as ElementTree
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pipeline_folders import SAMPLE
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+from paths import SAMPLE
 
 
 @cache

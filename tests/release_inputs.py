@@ -1,9 +1,10 @@
 """Inputs of tests of evaluation and release: a small model, abstracts with biomedical terms, and questions."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
+
+from row_files import write_lines
 
 MODEL_CONFIG = {
     "model_type": "healthslm",
@@ -48,5 +49,5 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     """Write the files for the options `held_out` and `pubmedqa`."""
     files = {"held_out": folder / "abstracts.jsonl", "pubmedqa": folder / "questions.jsonl"}
     for path, rows in zip(files.values(), (held_out_rows(), question_rows()), strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_lines(path, rows)
     return files

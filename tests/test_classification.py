@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from tiny_models import byte_model, byte_tokenizer, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
 
-from healthslm.arguments import parse
 from healthslm.classification.finetune import finetune_classifier
 from healthslm.classification.options import ClassifierOptions
 from healthslm.errors import UserError
@@ -192,13 +191,6 @@ def test_finished_runs_and_other_files_are_not_replaced(folder, mentions_model, 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files than a classifier"):
         finetune_classifier(options_for(folder, tmp_path))
-
-
-@pytest.mark.parametrize("name", ["bc5cdr", "ncbi-disease", "sentence-roles"])
-def test_recipes_are_valid(name, repository):
-    options = parse(ClassifierOptions, ["--recipe", str(repository / f"configs/finetune/{name}.yaml")])
-    assert Path(options.model).resolve() == repository
-    assert options.output.resolve() == repository / "runs" / name
 
 
 def test_the_loss_leaves_unlabeled_tokens_out():

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from conftest import REPOSITORY, RunScript
+from conftest import RunScript
+from paths import REPOSITORY
 
 from healthslm.arguments import parse
 from healthslm.cli import COMMANDS

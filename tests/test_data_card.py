@@ -19,7 +19,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from pipeline_folders import SAMPLE
+from paths import SAMPLE
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.data_card.describe import REASONS, DataCardOptions, describe_corpus, size_category

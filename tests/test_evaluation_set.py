@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 from local_server import LocalServer
-from pipeline_folders import SAMPLE
+from paths import SAMPLE
+from row_files import write_lines
 
 from healthslm.corpus import download
 from healthslm.corpus.build import CorpusOptions, build_corpus
@@ -212,8 +213,7 @@ def test_documents_of_other_sources_are_not_published(tmp_path: Path) -> None:
         {"id": f"text:{number}", "text": " ".join(f"word{number}x{place}" for place in range(40))}
         for number in range(60)
     ]
-    source = tmp_path / "other.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = write_lines(tmp_path / "other.jsonl", rows)
     build_corpus(
         CorpusOptions(
             output=tmp_path / "corpus",

@@ -1,5 +1,6 @@
 """Files and folders are written completely or not at all."""
 
+import itertools
 import json
 import os
 import resource
@@ -90,19 +91,24 @@ def test_the_old_folder_stays_when_nothing_was_created(tmp_path: Path) -> None:
 def test_a_reader_never_sees_an_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, [0] * 10_000)
-    done = threading.Event()
+    seen, done = set(), threading.Event()
 
     def write() -> None:
-        for value in range(50):
+        for value in itertools.count():
+            if done.is_set():
+                return
             write_json(path, [value] * 10_000)
-        done.set()
 
     thread = threading.Thread(target=write)
     thread.start()
-    while not done.is_set():
-        values = json.loads(path.read_text())
-        assert len(values) == 10_000 and len(set(values)) == 1
-    thread.join()
+    try:
+        while len(seen) < 20:
+            values = json.loads(path.read_text())
+            assert len(values) == 10_000 and len(set(values)) == 1
+            seen.add(values[0])
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:

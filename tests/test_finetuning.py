@@ -1,226 +1,385 @@
-"""Adapters and quantized weights: PEFT and bitsandbytes work with HealthSLM like with any model of Transformers."""
+"""Fine-tuning: losses, adapters, merged models, resumed runs, and what is refused before training."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
-from packaging.version import Version
-from safetensors.torch import load_file
-from tiny_models import REPOSITORY, llama_twin, random_ids, tiny_model
+import trl
+from datasets import Dataset
+from finetuning_runs import ROWS, nats_by_hand, options
+from row_files import write_lines
+from safetensors.torch import load_file, save_file
+from tiny_models import byte_model, byte_tokenizer, chat_tokenizer, llama_twin
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    pipeline,
 )
-from transformers.integrations.peft import MIN_PEFT_VERSION
 
-peft = pytest.importorskip("peft")
-pytest.importorskip("bitsandbytes")
-
-CAUSAL_LM = {"task_type": "CAUSAL_LM"}
-METHODS = {
-    "lora": lambda: peft.LoraConfig(r=4, target_modules="all-linear", **CAUSAL_LM),
-    "dora": lambda: peft.LoraConfig(r=4, target_modules="all-linear", use_dora=True, **CAUSAL_LM),
-    "ia3": lambda: peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **CAUSAL_LM
-    ),
-    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, **CAUSAL_LM),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, **CAUSAL_LM),
-    "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, **CAUSAL_LM),
-}
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-INT8 = {"load_in_8bit": True}
+from healthslm.errors import UserError
+from healthslm.finetuning import adapters, run, sft
+from healthslm.finetuning.adapters import check_packing
+from healthslm.finetuning.examples import IGNORED
+from healthslm.finetuning.trainer import CompletionTrainer, make_trainer
+from healthslm.options import OptionError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights, for the tokenizer of single bytes with the chat template."""
     folder = tmp_path_factory.mktemp("base")
-    tiny_model("healthslm").save_pretrained(folder)
+    byte_model().save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
     return folder
 
 
-def load(folder: Path, auto_class: type = AutoModelForCausalLM, **options) -> PreTrainedModel:
-    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
+@pytest.fixture(scope="module")
+def tokenizer(base: Path):
+    return AutoTokenizer.from_pretrained(base, trust_remote_code=True)
 
 
-def train(model: torch.nn.Module, labels: torch.Tensor | None = None) -> list[float]:
-    """Train four steps on one batch and return the losses."""
-    ids = random_ids(2, 12)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
-    losses = []
-    model.train()
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = model(input_ids=ids, labels=ids if labels is None else labels).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    model.eval()
-    return losses
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "data": [str(write_lines(folder / "train.jsonl", ROWS))],
+        "validation": [str(write_lines(folder / "validation.jsonl", ROWS[:3]))],
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter, merged too."""
+    folder = tmp_path_factory.mktemp("runs") / "adapter"
+    more = {"merge": True, "generate": 2, "max_new_tokens": 5, "report_to": "tensorboard"}
+    sft.finetune(options(base, folder, **files, **more))
+    return folder
+
+
+def load(folder: Path, auto_class: Any = AutoModelForCausalLM) -> torch.nn.Module:
+    return auto_class.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    return model(input_ids=random_ids(2, 9)).logits
+    return model(input_ids=torch.arange(6, 40)[None]).logits
 
 
 @torch.no_grad()
-def likeliest_tokens(model: torch.nn.Module, tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """Continue tokens (batch, length) greedily, without a cache."""
-    for _ in range(count):
-        following = model(input_ids=tokens, use_cache=False).logits[:, -1].clone()
-        following[:, model.config.eos_token_id] = -torch.inf
-        tokens = torch.cat((tokens, following.argmax(-1, keepdim=True)), dim=1)
-    return tokens
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_first_loss_is_the_cross_entropy_of_the_completions_alone(base, files, tokenizer, tmp_path, packing):
+    model = load(base)
+    nats = torch.cat(
+        [
+            nats_by_hand(
+                model,
+                tokenizer(row["prompt"])["input_ids"],
+                [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id],
+            )
+            for row in ROWS
+        ]
+    )
+    with torch.enable_grad():
+        asked = options(base, tmp_path / "run", data=files["data"], packing=packing, batch_size=8, epochs=1.0)
+        sft.finetune(asked)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["data"]["training"]["completion_tokens"] == len(nats)
+    assert metrics["training"]["sequences"] == (3 if packing else 8)
 
 
-def test_lora_of_rank_16_on_all_linear_layers_trains_786432_weights() -> None:
-    config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear", **CAUSAL_LM))
-    trained, total = model.get_nb_trainable_parameters()
-    assert (trained, total - trained) == (786_432, 15_276_288)
+def gradients(trainer_class: type, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[float, list]:
+    trainer = trainer_class(
+        model=model,
+        args=trl.SFTConfig(
+            output_dir="unused", bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": [[0, 7, 8]], "labels": [[-100, 7, 8]]}),
+        processing_class=byte_tokenizer(),
+    )
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(7))
+    loss.backward()
+    return loss.item(), [weight.grad for weight in model.parameters() if weight.requires_grad]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_can_be_trained_saved_and_loaded_onto_its_base(method: str, folder: Path, tmp_path: Path) -> None:
-    model = peft.get_peft_model(load(folder), METHODS[method]())
-    losses = train(model)
-    assert losses[-1] < losses[0]
-    model.save_pretrained(tmp_path)
-    restored = peft.PeftModel.from_pretrained(load(folder), tmp_path)
-    torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
-    assert not torch.allclose(logits(model)[:, -9:], logits(load(folder)))  # a tuned prompt has logits too
-    prompt = random_ids(1, 5)
-    generated = restored.generate(input_ids=prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert torch.equal(generated, likeliest_tokens(restored, prompt, 6))
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_trainer_computes_trls_loss_and_gradients(base):
+    ids = torch.arange(6, 30).view(2, 12)
+    labels = ids.clone()
+    labels[0, :5] = labels[1, :9] = IGNORED
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    ours, theirs = (gradients(kind, load(base), batch) for kind in (CompletionTrainer, trl.SFTTrainer))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_merged_adapter_gives_a_plain_model(folder: Path, tmp_path: Path) -> None:
-    model = peft.get_peft_model(load(folder), METHODS["lora"]())
-    train(model)
-    expected = logits(model)
-    merged = model.merge_and_unload()
-    torch.testing.assert_close(logits(merged), expected)
-    merged.save_pretrained(tmp_path)
-    assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
-    torch.testing.assert_close(logits(load(tmp_path)), logits(merged), rtol=0, atol=0)
+def test_an_adapter_opens_in_another_folder_and_learns(adapter, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = load(adapter, peft.AutoPeftModelForCausalLM)
+    assert not torch.allclose(logits(model), logits(load(base)), atol=1e-2)
+    found = json.loads((adapter / "metrics.json").read_text())
+    assert found["validation"]["after"]["loss"] < found["validation"]["before"]["loss"]
+    tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=True)
+    written = pipeline("text-generation", model=str(adapter), trust_remote_code=True, device="cpu")
+    text = written("Item 2 is", max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
+    prompt = tokenizer("Item 2 is", return_tensors="pt")
+    expected = model.generate(**prompt, max_new_tokens=6, do_sample=False)
+    assert text == tokenizer.decode(expected[0, 10:], skip_special_tokens=True)
 
 
-def test_an_adapter_folder_is_enough_to_load_the_adapter_with_its_base(folder: Path, tmp_path: Path) -> None:
-    model = peft.get_peft_model(load(folder), METHODS["lora"]())
-    train(model)
-    model.save_pretrained(tmp_path)
-    restored = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
+def test_the_merged_model_has_the_logits_of_base_and_adapter(adapter):
+    unmerged = logits(load(adapter, peft.AutoPeftModelForCausalLM))
+    merged = load(adapter / "merged")
+    torch.testing.assert_close(logits(merged), unmerged, rtol=1e-4, atol=1e-4)
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert "lm_head.weight" not in load_file(adapter / "merged/model.safetensors")
 
 
-@pytest.mark.skipif(Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason="Transformers refuses this PEFT")
-def test_adapters_added_through_transformers_can_be_disabled_and_loaded(folder: Path, tmp_path: Path) -> None:
-    model = load(folder)
-    model.add_adapter(METHODS["lora"]())
-    train(model)
-    model.save_pretrained(tmp_path)
-    restored = load(folder)
-    restored.load_adapter(tmp_path)
-    torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
-    restored.disable_adapters()
-    torch.testing.assert_close(logits(restored), logits(load(folder)), rtol=0, atol=0)
+def test_the_output_has_a_card_and_nothing_of_the_run(adapter):
+    assert {path.name for path in adapter.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "merged", "metrics.json"),
+        *("README.md", "tensorboard", "tokenizer.json", "tokenizer_config.json"),
+    }
+    metrics, card = json.loads((adapter / "metrics.json").read_text()), (adapter / "README.md").read_text()
+    assert f"{metrics['validation']['after']['bits_per_byte']:.3f}" in card
+    assert metrics["base"]["sha256"] in card and "medical advice" in card
+    assert "AutoPeftModelForCausalLM" in card
+    assert "AutoPeftModelForCausalLM" not in (adapter / "merged/README.md").read_text()
+    assert metrics["validation"]["completions"]["examples"] == 2
+    assert list((adapter / "tensorboard").glob("events.*"))
 
 
-def test_the_adapter_of_a_classifier_includes_the_trained_head(folder: Path, tmp_path: Path) -> None:
-    def classifier() -> PreTrainedModel:
-        torch.manual_seed(1)
-        return load(folder, AutoModelForSequenceClassification, num_labels=3)
-
-    model = peft.get_peft_model(classifier(), peft.LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
-    losses = train(model, labels=torch.tensor([0, 2]))
-    assert losses[-1] < losses[0]
-    model.save_pretrained(tmp_path)
-    restored = peft.PeftModel.from_pretrained(classifier(), tmp_path)
-    torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
+class _Stop(TrainerCallback):
+    def on_save(self, *arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_does_not_change_the_gradients_of_an_adapter(folder: Path, use_reentrant: bool) -> None:
-    def gradients(prepare: Callable[[PreTrainedModel], None]) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **CAUSAL_LM)
-        model = peft.get_peft_model(load(folder), config)
-        prepare(model)
-        ids = random_ids(2, 12)
-        model.train()
-        model(input_ids=ids, labels=ids).loss.backward()
-        return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+@pytest.fixture
+def stopped(base: Path, files, tmp_path, monkeypatch) -> Path:
+    """The folder of a run that was interrupted after its first checkpoint."""
 
-    def checkpoint_layers(model: PreTrainedModel) -> None:
-        model.enable_input_require_grads()  # the frozen embedding would otherwise cut reentrant checkpoints off
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    def make_stopping_trainer(*arguments: Any) -> Any:
+        trainer = make_trainer(*arguments)
+        trainer.add_callback(_Stop())
+        return trainer
 
-    plain = gradients(lambda model: None)
-    assert all(gradient.abs().sum() > 0 for gradient in plain.values())
-    torch.testing.assert_close(gradients(checkpoint_layers), plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "make_trainer", make_stopping_trainer)
+        with pytest.raises(KeyboardInterrupt):
+            sft.finetune(options(base, tmp_path / "stopped", **files))
+    assert [path.name for path in (tmp_path / "stopped/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    return tmp_path / "stopped"
 
 
-def test_prefix_tuning_gives_the_same_logits_as_with_llama(folder: Path) -> None:
-    def tuned(model: PreTrainedModel) -> torch.nn.Module:
-        torch.manual_seed(2)
-        return peft.get_peft_model(model, METHODS["prefix"]()).eval()
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(adapter, base, files, stopped):
+    sft.finetune(options(base, stopped, **files, resume=True))
+    expected = load_file(adapter / "adapter_model.safetensors")
+    found = load_file(stopped / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=0)
+    with pytest.raises(UserError, match="already holds a finished run"):
+        sft.finetune(options(base, stopped, **files, resume=True))
 
-    model = load(folder)
-    padded = {"input_ids": random_ids(2, 9), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
-    padded["attention_mask"][0, :4] = 0
-    torch.testing.assert_close(tuned(model)(**padded).logits, tuned(llama_twin(model))(**padded).logits)
+
+def test_a_run_is_not_resumed_with_other_options_data_or_weights(base, files, stopped, tmp_path):
+    with pytest.raises(UserError, match="holds an unfinished run: continue it with --resume"):
+        sft.finetune(options(base, stopped, **files))
+    with pytest.raises(OptionError, match="started with 0.01, not 0.02"):
+        sft.finetune(options(base, stopped, **files, resume=True, learning_rate=0.02))
+    for path, problem in [
+        (Path(files["data"][0]), "the training data changed"),
+        (base / "model.safetensors", "the base weights changed"),
+    ]:
+        before = path.read_bytes()
+        try:
+            if path.suffix == ".jsonl":
+                write_lines(path, ROWS[::-1] + ROWS[:1])
+            else:
+                save_file({name: -weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
+            with pytest.raises(UserError, match=problem):
+                sft.finetune(options(base, stopped, **files, resume=True))
+        finally:
+            path.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
-def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose matrix rows are multiples of 64 wide: on CPUs with bf16, bitsandbytes needs whole 4-bit blocks."""
-    folder = tmp_path_factory.mktemp("wide")
-    tiny_model("healthslm", hidden_size=64, intermediate_size=128).save_pretrained(folder)
-    return folder
+def others(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """GPT-2, Llama with the weights of `base`, and Qwen2 with a head of its own, all for the tokenizer of bytes."""
+    ids = {"vocab_size": len(byte_tokenizer()), "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    models = {
+        "gpt2": GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **ids)),
+        "llama": llama_twin(load(base)),
+        "qwen2": Qwen2ForCausalLM(
+            Qwen2Config(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                tie_word_embeddings=False,
+                **ids,
+            )
+        ),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in models}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
+        AutoTokenizer.from_pretrained(base, trust_remote_code=True).save_pretrained(folders[name])
+    return folders
 
 
-def quantized(folder: Path, auto_class: type = AutoModelForCausalLM, **options) -> PreTrainedModel:
-    return load(folder, auto_class, quantization_config=BitsAndBytesConfig(**options), dtype=torch.bfloat16)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_other_models_get_an_adapter_that_opens_and_merges(others, adapter, files, tmp_path, name):
+    output = tmp_path / "run"
+    sft.finetune(options(others[name], output, **files, merge=True))
+    found = json.loads((output / "metrics.json").read_text())["validation"]
+    assert found["after"]["loss"] < found["before"]["loss"]
+    unmerged, merged = load(output, peft.AutoPeftModelForCausalLM), load(output / "merged")
+    torch.testing.assert_close(logits(merged), logits(unmerged), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(unmerged), logits(load(others[name])), atol=1e-2)
+    generate = pipeline("text-generation", model=str(output), trust_remote_code=True, device="cpu")
+    text = generate("Item 2 is", max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
+    ids = merged.generate(**generate.tokenizer("Item 2 is", return_tensors="pt"), max_new_tokens=6, do_sample=False)
+    assert text == generate.tokenizer.decode(ids[0, 10:], skip_special_tokens=True)
+    if name == "llama":  # the same model as HealthSLM
+        expected = load_file(adapter / "adapter_model.safetensors")
+        for key, weights in load_file(output / "adapter_model.safetensors").items():
+            torch.testing.assert_close(weights, expected[key], rtol=1e-3, atol=1e-4)
 
 
-def test_nf4_keeps_the_embedding_in_16_bits_and_stores_projections_in_4_bits(tmp_path: Path) -> None:
-    config = AutoConfig.from_pretrained(REPOSITORY, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    model.save_pretrained(tmp_path)
-    embedding = model.get_input_embeddings().weight.numel()
-    projections = sum(weight.numel() for name, weight in model.named_parameters() if "_proj" in name)
-    footprint = quantized(tmp_path, **NF4).get_memory_footprint()
-    assert footprint == pytest.approx(2 * embedding + projections / 2, rel=1e-3)
-    assert round(footprint / 1e6, 1) == 19.9
+def test_all_weights_of_gpt2_are_trained(others, files, tmp_path):
+    sft.finetune(options(others["gpt2"], tmp_path / "run", **files, method="full"))
+    found = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
+    assert found["after"]["loss"] < found["before"]["loss"]
+    assert not torch.allclose(logits(load(tmp_path / "run")), logits(load(others["gpt2"])), atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [NF4, INT8], ids=["nf4", "int8"])
-def test_quantized_weights_equal_those_of_llama_and_can_be_saved(
-    options: dict, wide_folder: Path, tmp_path: Path
-) -> None:
-    llama_twin(load(wide_folder)).save_pretrained(tmp_path / "llama")
-    model = quantized(wide_folder, **options)
-    expected = logits(quantized(tmp_path / "llama", LlamaForCausalLM, **options))
-    torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
-    assert model.generate(random_ids(1, 5), max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (1, 9)
-    model.save_pretrained(tmp_path / "quantized")
-    restored = load(tmp_path / "quantized")
-    assert restored.is_quantized
-    torch.testing.assert_close(logits(restored), logits(model), rtol=0, atol=0)
+def test_a_model_that_mixes_packed_examples_is_refused(base, others, tmp_path):
+    asked = options(base, tmp_path, data=[])
+    for separating in (load(base), *map(load, others.values())):
+        check_packing(separating, asked)
+    model = load(others["gpt2"])
+    forward = model.forward
+    model.forward = lambda position_ids, **inputs: forward(
+        position_ids=torch.arange(position_ids.numel())[None], **inputs
+    )
+    with pytest.raises(UserError, match="mixes them up: use --packing false"):
+        check_packing(model, asked)
 
 
-@pytest.mark.parametrize("options", [NF4, INT8], ids=["nf4", "int8"])
-def test_an_adapter_learns_while_the_quantized_weights_stay_fixed(options: dict, wide_folder: Path) -> None:
-    base = peft.prepare_model_for_kbit_training(quantized(wide_folder, **options))
-    before = logits(base)
-    model = peft.get_peft_model(base, METHODS["lora"]())
-    losses = train(model)
-    assert losses[-1] < losses[0]
-    with model.disable_adapter():
-        torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+def nats_of_rows(model: torch.nn.Module, tokenizer: Any, texts: list[tuple[str, str]]) -> torch.Tensor:
+    """The negative log-likelihood of the tokens of the second of two texts, which spell their special tokens out."""
+    return torch.cat(
+        [
+            nats_by_hand(
+                model, tokenizer(before)["input_ids"], tokenizer(learned, add_special_tokens=False)["input_ids"]
+            )
+            for before, learned in texts
+        ]
+    )
+
+
+def test_a_run_on_chats_learns_the_assistants_messages_and_its_card_runs(base, tokenizer, tmp_path, capsys):
+    said = [(f"Is {number} even?", "Yes." if number % 2 == 0 else "No.") for number in range(8)]
+    names = ("user", "assistant")
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(names, pair, strict=True)]} for pair in said
+    ]
+    with torch.no_grad():
+        nats = nats_of_rows(
+            load(base),
+            tokenizer,
+            [(f"<|user|>{asked}<|end|><|assistant|>", f"{answer}<|end|><|endoftext|>") for asked, answer in said],
+        )
+    file, output = str(write_lines(tmp_path / "chats.jsonl", rows)), tmp_path / "run"
+    asked = {"data": [file], "validation": [file], "batch_size": 8, "generate": 2, "max_new_tokens": 5}
+    sft.finetune(options(base, output, **asked))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["data"]["training"]["completion_tokens"] == len(nats)
+    assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
+
+    usage = (output / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(usage.replace("path/to/this/folder", str(output)), {})
+    chat = pipeline("text-generation", model=str(output), trust_remote_code=True, device="cpu")
+    question = [{"role": "user", "content": metrics["validation"]["samples"][0]["prompt"]}]
+    answer = chat(question, max_new_tokens=64, do_sample=False)[0]["generated_text"][-1]["content"]
+    assert answer and capsys.readouterr().out == f"{answer}\n"
+
+
+def test_a_run_on_plain_text_learns_all_of_it(base, tokenizer, tmp_path):
+    texts = [f"Item {number} is {'even' if number % 2 == 0 else 'odd'}." for number in range(8)]
+    with torch.no_grad():
+        nats = nats_of_rows(load(base), tokenizer, [("", f"{text}<|endoftext|>") for text in texts])
+    file = str(write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts]))
+    sft.finetune(options(base, tmp_path / "run", data=[file], validation=[file], batch_size=8))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["data"]["training"]["completion_tokens"] == len(nats)
+    assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"target_modules": ["lm_head"]}, "lm_head is the embedding or the head, which can't be adapted"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens is the embedding or the head"),
+        ({"target_modules": ["q_prj"]}, "no linear layer 'q_prj'; choose from down_proj, gate_proj"),
+        ({"context": 65}, "must be at most 64"),
+        ({"batch_size": 3, "micro_batch_size": 2}, "multiple of --micro-batch-size"),
+        ({"resume": True}, "no run to resume"),
+        ({"report_to": "wandb"}, "wandb is not installed"),
+        ({"generate": 2, "max_new_tokens": 64}, "leaves room"),
+        ({"generate": 2, "validation": []}, "generate: needs --validation"),
+        ({"patience": 2, "validation": []}, "patience: needs --validation"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_path, monkeypatch, more, message):
+    monkeypatch.setattr(CompletionTrainer, "train", lambda *arguments, **settings: pytest.fail("it trains"))
+    with pytest.raises(UserError, match=message):
+        sft.finetune(options(base, tmp_path / "run", **(files | more)))
+    assert not list(tmp_path.rglob("run.json"))  # with the right options it starts
+
+
+def test_an_adapter_is_trained_on_weights_in_4_bits_and_merged_into_the_whole_ones(files, tokenizer, tmp_path):
+    wide = tmp_path / "wide"  # on CPUs with bf16, bitsandbytes needs whole blocks of 64 weights
+    byte_model(hidden_size=64, intermediate_size=128).save_pretrained(wide)
+    tokenizer.save_pretrained(wide)
+    sft.finetune(options(wide, tmp_path / "run", **files, method="qlora", merge=True))
+    found = json.loads((tmp_path / "run/metrics.json").read_text())["validation"]
+    assert found["after"]["loss"] < found["before"]["loss"]
+    onto_whole = logits(load(tmp_path / "run", peft.AutoPeftModelForCausalLM))
+    torch.testing.assert_close(logits(load(tmp_path / "run/merged")), onto_whole, rtol=1e-4, atol=1e-4)
+
+
+def test_qlora_without_bitsandbytes_is_refused(base, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="bitsandbytes is not installed: pip install"):
+        sft.finetune(options(base, tmp_path / "run", **files, method="qlora"))
+
+
+def test_an_adapter_is_no_base_and_other_files_are_not_replaced(adapter, base, files, tmp_path):
+    with pytest.raises(UserError, match="an adapter, not a whole model"):
+        sft.finetune(options(adapter, tmp_path / "run", **files))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files than a fine-tuned model"):
+        sft.finetune(options(base, tmp_path, **files))
+
+
+def test_a_full_disk_is_found_before_training(base, files, tmp_path, monkeypatch):
+    usage = run.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(UserError, match="0 MB are free, but the run needs"):
+        sft.finetune(options(base, tmp_path / "run", **files))

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from hub_fixtures import Push, commit_all, git, refused, sha256
-from hub_server import HubServer, Repository
+from hub_server import HubServer
+from hub_state import Repository
 from huggingface_hub import SpaceCard
+from paths import REPOSITORY
 from tiny_models import byte_model, byte_tokenizer
 
 pytest_plugins = "hub_fixtures"

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, RunScript
+from conftest import RunScript
 from hub_fixtures import READ_TOKEN, TOKEN, Push, changed_model, checked, commit_all, git, refused
 from hub_server import HubServer
+from paths import REPOSITORY
 
 from healthslm.errors import UserError
 from healthslm.hub.errors import TOKENS_PAGE

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from clean_process import result_of, start_clean_process
-from conftest import REPOSITORY
 from hub_fixtures import TOKEN, Push, adapted_model, changed_model, commit_all, git, refused, save_model, sha256
 from hub_server import HubServer
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from paths import REPOSITORY
 from tiny_models import byte_model, random_ids
 
 pytest_plugins = "hub_fixtures"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from paths import REPOSITORY
 from pipeline_folders import TINY_MODEL, Folders
 
 MODEL_FILES = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY
-from pipeline_folders import SAMPLE
-from random_documents import random_rows, write_rows
+from paths import REPOSITORY, SAMPLE
+from random_documents import random_rows
+from row_files import write_rows
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
 

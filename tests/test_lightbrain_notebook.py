@@ -1,7 +1,6 @@
 """The notebook that writes LightBrain-Tiny in plain PyTorch runs from top to bottom, and its model is the library's."""
 
 import copy
-import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -9,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from row_files import write_lines
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -84,7 +84,7 @@ def test_it_runs_on_other_text_with_another_tokenizer(repository, stored, tmp_pa
         }
         for article in articles
     ]
-    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(tmp_path / "questions.jsonl", rows)
     tokenizer = train_tokenizer([document_text(row["QUESTION"], "\n".join(row["CONTEXTS"])) for row in rows])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
 

@@ -22,7 +22,6 @@ from healthslm.evaluation.minimal_pairs import (
     score_pairs,
     similarities,
 )
-from healthslm.sentences import sentence_end
 from healthslm.statistics import share
 from healthslm.tokenization.encoding import encode_texts
 from healthslm.tokenization.terms import TERM_CLASSES
@@ -327,21 +326,6 @@ def test_ties_count_as_half(model, tokenizer, pairs):
 def test_batch_size_and_order_do_not_change_the_rates(model, tokenizer, pairs, batch_tokens):
     shuffled = random.Random(0).sample(pairs, len(pairs))
     assert score_pairs(model, tokenizer, shuffled, batch_tokens) == score_pairs(model, tokenizer, pairs)
-
-
-@pytest.mark.parametrize(
-    ("text", "end"),
-    [
-        ("One of 0.05 mg, e.g. in mice. Two.", "One of 0.05 mg, e.g. in mice."),
-        ("(One.) Two.", "(One.)"),
-        ('He said "no." We went.', 'He said "no."'),
-        ("Was it? [It was.]", "Was it?"),
-        ("No end", "No end"),
-        ("An end.\n", "An end."),
-    ],
-)
-def test_sentences_end_before_a_capital_letter(text, end):
-    assert text[: sentence_end(text)] == end
 
 
 def test_real_abstracts_give_a_thousand_pairs(test_data, tokenizer):

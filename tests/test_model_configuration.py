@@ -6,7 +6,8 @@ import logging
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from tiny_models import REPOSITORY, HealthSLMConfig, random_ids, tiny_model
+from paths import REPOSITORY
+from tiny_models import HealthSLMConfig, random_ids, tiny_model
 from transformers import AutoConfig
 
 CONFIG_JSON = json.loads((REPOSITORY / "config.json").read_text())

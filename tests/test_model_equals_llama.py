@@ -112,7 +112,7 @@ def test_attentions_and_hidden_states_match_llama(head, use_cache):
     ("head", "labels"),
     (
         ("ForSequenceClassification", {"labels": torch.tensor([1, 0, 2])}),
-        ("ForTokenClassification", {"labels": torch.randint(3, (3, 12))}),
+        ("ForTokenClassification", {"labels": random_ids(3, 12) % 3}),
         (
             "ForQuestionAnswering",
             {"start_positions": torch.tensor([1, 5, 9]), "end_positions": torch.tensor([4, 5, 11])},

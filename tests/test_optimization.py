@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from pipeline_folders import TINY_MODEL
+from pipeline_folders import TINY_GPT2, TINY_MODEL
 
 from healthslm.models import make_model, zero_residual_projections
 from healthslm.training.optimization import Muon, make_optimizers, set_learning_rates
 
-TINY_GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 SETTINGS = {
     "learning_rate": 1e-3, "muon_learning_rate": 4e-3, "weight_decay": 0.1, "betas": (0.9, 0.95),
 }  # fmt: skip

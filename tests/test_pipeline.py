@@ -1,6 +1,5 @@
 """A stage writes the same bytes on one machine, on Slurm and on Ray, and does not repeat finished work."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,19 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 import slurm
+from folders import contents
 from loguru import logger
+from paths import REPOSITORY, SAMPLE
+from row_files import write_lines
 
 from healthslm.corpus import build as build_module
 from healthslm.corpus.build import CorpusOptions, build_corpus
 from healthslm.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SAMPLE = REPOSITORY / "sample" / "pubmed"
 FOLDERS = ("corpus/", "records/", "signatures/")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def made(root: Path) -> dict[str, bytes]:
@@ -187,7 +183,7 @@ def test_one_progress_bar_shows_the_tasks_of_all_steps(tmp_path, run_script):
 def test_a_killed_worker_ends_the_run_with_one_line(tmp_path):
     rows = [{"text": f"{' '.join(f'word{n}x{m}' for m in range(60))}"} for n in range(20_000)]
     for name in ("a", "b"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     command = [
         sys.executable,
         REPOSITORY / "scripts/build_corpus.py",

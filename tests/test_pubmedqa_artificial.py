@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from row_files import write_lines
 
 from healthslm.documents import DOCUMENT_SCHEMA
 from healthslm.errors import UserError
@@ -193,7 +194,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "train").mkdir()
     pq.write_table(pa.Table.from_pylist(ABSTRACTS, DOCUMENT_SCHEMA), folder / "train" / "pubmed.parquet")
-    (folder / "expert.jsonl").write_text(json.dumps(EXPERT) + "\n")
+    write_lines(folder / "expert.jsonl", [EXPERT])
     return folder
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RunScript
+from row_files import write_lines
 from sklearn.metrics import accuracy_score, f1_score
 from tiny_models import byte_model, byte_tokenizer
 
@@ -47,7 +48,7 @@ def questions(count: int, start: int = 0) -> list[dict]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pubmedqa")
     for name, rows in {"train": questions(30), "test": questions(12, 30), "artificial": questions(9, 100)}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{name}.jsonl", rows)
     model = byte_model("ForSequenceClassification", num_labels=2, max_position_embeddings=128)
     model.save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")

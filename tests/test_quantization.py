@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import peft
 import pytest
 import torch
 from packaging.version import Version
+from row_files import write_lines
 from safetensors.torch import load_file
 from tiny_models import byte_tokenizer, tiny_model
 from torch import nn
@@ -31,8 +33,6 @@ from healthslm.quantization import (
     save_in_precision,
 )
 
-pytest.importorskip("bitsandbytes")
-pytest.importorskip("compressed_tensors")
 TOO_OLD = Version(importlib.metadata.version("transformers")) < OLDEST_TRANSFORMERS
 PRECISIONS = [name for name in get_args(Precision) if not (name == "int4" and TOO_OLD)]
 needs_int4 = pytest.mark.skipif(TOO_OLD, reason="Transformers is too old for int4")
@@ -223,7 +223,6 @@ def test_a_saved_model_generates_what_its_logits_say(precision, opened):
 
 @pytest.mark.parametrize("precision", [name for name in ("nf4", "int4") if name in PRECISIONS])
 def test_an_adapter_learns_on_a_saved_4_bit_model(precision, saved):
-    peft = pytest.importorskip("peft")
     base = AutoModelForCausalLM.from_pretrained(saved[precision], trust_remote_code=True)
     if precision == "nf4":
         base = peft.prepare_model_for_kbit_training(base)
@@ -317,9 +316,7 @@ def test_precisions_whose_library_is_missing_are_known(monkeypatch):
 
 
 def write_texts(folder: Path, rows: list[dict[str, str]]) -> Path:
-    path = folder / "texts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_lines(folder / "texts.jsonl", rows)
 
 
 def test_the_command_saves_a_precision_and_compares_it(source, tmp_path, run_script_here, monkeypatch):

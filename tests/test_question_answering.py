@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
+from row_files import write_lines
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import f1_score
 from tiny_models import byte_model, byte_tokenizer
@@ -72,13 +73,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions_file(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("questions") / "test.jsonl", QUESTIONS)
-
-
-def write_rows(file: Path, rows: list[dict]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+    return write_lines(tmp_path_factory.mktemp("questions") / "test.jsonl", QUESTIONS)
 
 
 @torch.no_grad()
@@ -142,7 +137,7 @@ def test_always_yes_reaches_the_published_majority_baseline_on_the_real_question
 
 
 def test_a_limit_takes_the_first_questions(model_folder, questions_file, tmp_path):
-    first = write_rows(tmp_path / "first.jsonl", QUESTIONS[:3])
+    first = write_lines(tmp_path / "first.jsonl", QUESTIONS[:3])
     assert measure_pubmedqa(model_folder, questions_file, limit=3) == measure_pubmedqa(model_folder, first)
 
 
@@ -211,8 +206,8 @@ def test_hub_tasks_are_evaluated_if_their_data_are_available(model_folder, tmp_p
     ]
     medmcqa = [{"question": f"What of {i}?", "cop": 3} | {f"op{j}": f"{j}{i}" for j in "abcd"} for i in range(3)]
     for split in ("train", "validation", "test"):
-        write_rows(tmp_path / "GBaker" / "MedQA-USMLE-4-options-hf" / f"{split}.jsonl", medqa)
-        write_rows(tmp_path / "openlifescienceai" / "medmcqa" / f"{split}.jsonl", medmcqa)
+        write_lines(tmp_path / "GBaker" / "MedQA-USMLE-4-options-hf" / f"{split}.jsonl", medqa)
+        write_lines(tmp_path / "openlifescienceai" / "medmcqa" / f"{split}.jsonl", medmcqa)
     monkeypatch.chdir(tmp_path)
 
     results = measure_hub_tasks(model_folder, limit=4)
@@ -241,7 +236,7 @@ def test_hub_tasks_are_evaluated_if_their_data_are_available(model_folder, tmp_p
     ],
 )
 def test_a_file_with_other_content_is_refused_naming_the_row(model_folder, tmp_path, rows, message):
-    file = write_rows(tmp_path / "questions.jsonl", rows)
+    file = write_lines(tmp_path / "questions.jsonl", rows)
     with pytest.raises(UserError, match=f"questions.jsonl: {message}"):
         measure_pubmedqa(model_folder, file)
 
@@ -274,7 +269,7 @@ def test_the_task_is_found_in_the_folder_that_the_package_prints(questions_file,
 @pytest.mark.slow
 def test_the_harness_alone_gives_the_same_result(model_folder, tmp_path):
     """With the command of docs/evaluation.md, from another folder."""
-    file = write_rows(tmp_path / "pubmedqa" / "test.jsonl", QUESTIONS)
+    file = write_lines(tmp_path / "pubmedqa" / "test.jsonl", QUESTIONS)
     folder = subprocess.check_output([sys.executable, "-m", "healthslm.evaluation.lm_eval_tasks"], text=True).strip()
     arguments = {
         "--model": "hf",

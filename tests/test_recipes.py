@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import REPOSITORY
 
 from healthslm.arguments import parse
+from healthslm.classification.options import ClassifierOptions
+from healthslm.finetuning.options import FinetuneOptions
 from healthslm.models import make_model, open_model
+from healthslm.pubmedqa.options import CrossValidationOptions
 from healthslm.training.options import PretrainOptions, options_with
 from healthslm.training.recipe import make_schedule
 from healthslm.training.run_folder import read_metrics
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = REPOSITORY / "configs"
 RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluation.yaml"})
 PARAMETERS = {
+    "demo": 571_264,
     "healthslm-15m": 15_276_288,
     "healthslm-15m-cpu": 15_276_288,
     "adamw": 15_276_288,
@@ -25,6 +30,15 @@ PARAMETERS = {
     "lightbrain-tiny": 29_995_392,
     "lightbrain-tiny-muon": 29_995_392,
 }
+FINETUNING = {
+    "bc5cdr": ClassifierOptions,
+    "consumer-qa": FinetuneOptions,
+    "ncbi-disease": ClassifierOptions,
+    "pubmedqa": CrossValidationOptions,
+    "sentence-roles": ClassifierOptions,
+    "title": FinetuneOptions,
+}
+"""The options of the command that takes each recipe in configs/finetune."""
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
@@ -37,8 +51,10 @@ def test_a_recipe_is_valid_and_its_batches_divide_evenly(recipe):
     with torch.device("meta"):
         model = make_model(options.model)
     context = options.context or model.config.max_position_embeddings
-    assert len(make_schedule(options, context, processes=1).sequences(0)) * context <= options.batch_tokens
-    assert model.num_parameters() == PARAMETERS.get(recipe.stem, model.num_parameters())
+    batches = [make_schedule(options, context, processes=1).sequences(step) for step in range(3)]
+    assert all(len(batch) * context == options.batch_tokens for batch in batches)
+    assert all(len(batch) % (options.micro_batch_size or 1) == 0 for batch in batches)
+    assert model.num_parameters() == PARAMETERS[recipe.stem]
     assert options.warmup_tokens < options.max_tokens / 2
 
 
@@ -68,6 +84,23 @@ def test_the_recipe_of_the_release_repeats_its_run(repository):
 def test_paths_of_a_recipe_are_relative_to_it(recipe):
     options = parse(PretrainOptions, ["--recipe", str(recipe)])
     assert options.tokens.resolve().is_relative_to(recipe.parents[1])
+
+
+def test_every_recipe_of_finetuning_is_tested():
+    assert {path.stem for path in (CONFIGS / "finetune").iterdir()} == set(FINETUNING)
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_a_recipe_of_finetuning_is_valid_and_its_paths_are_relative_to_it(name, repository):
+    arguments = ["--recipe", str(CONFIGS / f"finetune/{name}.yaml")]
+    if FINETUNING[name] is ClassifierOptions:
+        options = parse(ClassifierOptions, arguments)
+        assert options.output.resolve() == repository / "runs" / name
+    else:
+        options = parse(FINETUNING[name], [*arguments, "--output", "runs/x"])
+        assert options.output == Path("runs/x")
+    base = options.base if name == "pubmedqa" else options.model
+    assert Path(base).resolve() == repository
 
 
 @pytest.mark.slow

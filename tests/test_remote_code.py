@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from clean_process import result_of, start_clean_process
+from paths import REPOSITORY
 from safetensors import safe_open
-from tiny_models import HEADS, REPOSITORY, byte_model, byte_tokenizer, random_ids
+from tiny_models import HEADS, byte_model, byte_tokenizer, random_ids
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 CLASS_NAMES = {f"AutoModel{head.removeprefix('Model')}": f"HealthSLM{head}" for head in HEADS}

@@ -1,6 +1,5 @@
 """Reading run folders: how a model was trained, and on which hardware."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from row_files import write_lines
 
 from healthslm.training.hardware import describe_hardware
 from healthslm.training.run_folder import TrainingReport, report_training
 
 
 def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
-    folder.mkdir()
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_lines(folder / "metrics.jsonl", records)
     (folder / "config.yaml").write_text("max_tokens: 400\nseed: 0\nmuon_learning_rate: 0.01\n", encoding="utf-8")
     return folder
 

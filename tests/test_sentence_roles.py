@@ -11,7 +11,6 @@ from healthslm.classification.sentence_roles import ROLES, build_sentence_roles,
 from healthslm.corpus.reader import split_files
 from healthslm.documents import SPLITS
 from healthslm.errors import UserError
-from healthslm.sentences import sentences
 
 TEXT = "BACKGROUND: Is it 0.5 mg? It is. METHODS: We asked E. coli (n=3). They said no."
 
@@ -54,16 +53,6 @@ def test_section_labels_are_not_part_of_the_sentences():
         "sentences": ["Is it 0.5 mg?", "It is.", "We asked E. coli (n=3).", "They said no."],
         "labels": ["BACKGROUND", "BACKGROUND", "METHODS", "METHODS"],
     }
-
-
-def test_sentences_part_a_text_without_loss():
-    assert sentences(TEXT) == [
-        "BACKGROUND: Is it 0.5 mg?",
-        "It is.",
-        "METHODS: We asked E. coli (n=3).",
-        "They said no.",
-    ]
-    assert sentences("") == sentences("  ") == []
 
 
 def test_a_corpus_without_sections_is_an_error(tmp_path):

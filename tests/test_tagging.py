@@ -1,11 +1,17 @@
 """BIO data: reading, the tokens of words, and mentions, compared with seqeval and hand-made cases."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from paths import REPOSITORY
+from scipy.stats import bootstrap
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
-from tiny_models import REPOSITORY, byte_tokenizer
+from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import f1_score as label_f1
+from tiny_models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from healthslm.classification.baselines import majority, tag_with_dictionary, tfidf_regression
@@ -138,9 +144,6 @@ def test_a_mention_that_many_resamples_lack_has_no_interval():
 
 
 def test_label_scores_equal_those_of_scikit_learn():
-    from sklearn.metrics import accuracy_score, confusion_matrix
-    from sklearn.metrics import f1_score as label_f1
-
     expected, predicted = [["a", "b", "c"], ["a", "a"], ["b"]], [["a", "c", "c"], ["a", "b"], ["b"]]
     flat = [[label for labels in group for label in labels] for group in (expected, predicted)]
     found = label_scores(expected, predicted, resamples=200)
@@ -148,6 +151,38 @@ def test_label_scores_equal_those_of_scikit_learn():
     assert found["accuracy"] == accuracy_score(*flat)
     assert found["confusion"] == confusion_matrix(*flat).tolist()
     assert found["interval"][0] < found["macro_f1"] < found["interval"][1]
+
+
+def correlated_labels(documents: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Labels of documents, some with many mistakes and some with few, so that drawing labels would differ from drawing
+    documents."""
+    choose = random.Random(0)
+    expected = [choose.choices(["B-X", "B-Y", "O"], k=choose.randint(1, 12)) for _ in range(documents)]
+    predicted = []
+    for labels in expected:
+        mistakes = choose.choice([0.0, 0.8])
+        predicted.append([choose.choice(["B-X", "B-Y", "O"]) if choose.random() < mistakes else x for x in labels])
+    return expected, predicted
+
+
+def test_intervals_are_those_of_scipys_bootstrap_over_documents():
+    expected, predicted = correlated_labels(documents=40)
+
+    def macro_f1(drawn: np.ndarray) -> float:
+        flat = [[label for number in drawn for label in labels[number]] for labels in (expected, predicted)]
+        return label_f1(*flat, average="macro")
+
+    def f1(drawn: np.ndarray) -> float:
+        return f1_score(*([labels[number] for number in drawn] for labels in (expected, predicted)))
+
+    for statistic, found in (
+        (macro_f1, label_scores(expected, predicted)["interval"]),
+        (f1, mention_scores(expected, predicted)["interval"]),
+    ):
+        interval = bootstrap(
+            (np.arange(40),), statistic, vectorized=False, n_resamples=600, method="percentile", rng=0
+        ).confidence_interval
+        assert found == pytest.approx(list(interval), abs=0.1 * (interval.high - interval.low))
 
 
 def example(text: str, tags: str) -> Example:

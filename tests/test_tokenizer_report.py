@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from row_files import write_lines
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -32,8 +33,7 @@ def found(text: str) -> dict[str, list[str]]:
 
 
 def write_documents(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
+    return write_lines(path, ({"text": text} for text in texts))
 
 
 def make_report(tokenizers: list[Path], data: list[Path], output: Path) -> dict:

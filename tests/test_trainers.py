@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import datasets
+import peft
 import pytest
 import torch
+import trl
 from tiny_models import byte_model, byte_tokenizer, random_ids
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -127,13 +130,11 @@ def test_transformers_flattened_batches_keep_documents_apart(attention: str, bou
 
 
 def sentences():
-    datasets = pytest.importorskip("datasets")
     drugs = ("Aspirin", "Ibuprofen", "Metformin", "Insulin glargine", "Warfarin", "Amoxicillin")
     return datasets.Dataset.from_list([{"text": f"{drug} was given."} for drug in drugs])
 
 
 def sft_trainer(folder: Path, model: PreTrainedModel | str, dataset=None, peft_config=None, **options):
-    trl = pytest.importorskip("trl")
     options = {"bf16": False, "max_length": 48, **options}
     return trl.SFTTrainer(
         model=model,
@@ -168,7 +169,6 @@ def test_sft_packing_keeps_documents_apart(attention: str, tmp_path: Path) -> No
 
 
 def test_sft_trains_an_adapter_on_completions(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     dataset = sentences().map(lambda row: {"prompt": row["text"][:-6], "completion": row["text"][-6:]})
     lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     training = sft_trainer(tmp_path, byte_model(), dataset.remove_columns("text"), lora)

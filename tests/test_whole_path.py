@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ncbi_server import NcbiServer, write_pubmed_file
-from pipeline_folders import SAMPLE
-from random_documents import random_rows, random_text, write_rows
+from paths import SAMPLE
+from random_documents import random_rows, random_text
+from row_files import write_lines, write_rows
 from tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
@@ -59,10 +60,8 @@ def sample_input(root: Path) -> Input:
     for number, folder in enumerate(("baseline", "updatefiles", "updatefiles"), start=1):
         content = (SAMPLE / f"pubmedsample26n000{number}.xml").read_bytes()
         write_pubmed_file(root / "ncbi" / folder / f"pubmed26n000{number}.xml.gz", content)
-    held_out = root / "questions.jsonl"
-    held_out.parent.mkdir(exist_ok=True)
     questions = [{"pmid": str(99_000_001 + number), "CONTEXTS": [random_text(f"q{number}")]} for number in range(5)]
-    held_out.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    held_out = write_lines(root / "questions.jsonl", questions)
     rows = random_rows("other", 100) + leaks(held_out)
     return Input(root / "ncbi", write_rows(root / "other.parquet", rows), [held_out], 600)
 

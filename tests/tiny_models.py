@@ -1,15 +1,11 @@
 """Tiny HealthSLM and Llama models with random weights, which are the same in every call."""
 
-from pathlib import Path
-
 import torch
 import transformers
+from paths import REPOSITORY
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from healthslm.export.llama import to_llama
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 FAMILIES = ("healthslm", "llama")
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 PAD = 1
@@ -55,15 +51,22 @@ def tiny_model(family: str, head: str = "ForCausalLM", attention: str = "sdpa", 
 def twins(head: str = "ForCausalLM", attention: str = "sdpa", **overrides) -> tuple[PreTrainedModel, PreTrainedModel]:
     """HealthSLM and Llama with the same weights."""
     ours, llama = (tiny_model(family, head, attention, **overrides) for family in FAMILIES)
-    prefix, llama_prefix = (f"{model.base_model_prefix}." for model in (ours, llama))
-    weights = {name.replace(prefix, llama_prefix, 1): weight for name, weight in ours.state_dict().items()}
-    llama.load_state_dict(weights)
+    copy_weights(ours, llama)
     return ours, llama
 
 
 def llama_twin(ours: PreTrainedModel) -> LlamaForCausalLM:
-    """Llama with the weights of a HealthSLM model."""
-    return to_llama(ours)
+    """Llama with the settings and weights of a HealthSLM model."""
+    settings = (*SHAPE, "head_dim", "rms_norm_eps", "rope_parameters", "attention_dropout")
+    llama = LlamaForCausalLM(LlamaConfig(**{name: getattr(ours.config, name) for name in settings}))
+    copy_weights(ours, llama)
+    return llama.train(ours.training)
+
+
+def copy_weights(ours: PreTrainedModel, llama: PreTrainedModel) -> None:
+    prefix, llama_prefix = (f"{model.base_model_prefix}." for model in (ours, llama))
+    weights = {name.replace(prefix, llama_prefix, 1): weight for name, weight in ours.state_dict().items()}
+    llama.load_state_dict(weights)
 
 
 def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -74,6 +77,13 @@ def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """The untrained tokenizer, whose tokens are the special ones and the 256 bytes."""
     return get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(REPOSITORY))()
+
+
+def chat_tokenizer() -> PreTrainedTokenizerBase:
+    """The untrained tokenizer with the chat template of the repository."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (REPOSITORY / "chat_template.jinja").read_text(encoding="utf-8")
+    return tokenizer
 
 
 def byte_model(head: str = "ForCausalLM", **options) -> PreTrainedModel:

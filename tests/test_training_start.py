@@ -1,0 +1,120 @@
+"""How a run starts: from a configuration or weights, with their tokenizer, and which mistakes are named before it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from pipeline_folders import TINY_GPT2, TINY_MODEL
+from training_fixtures import weights
+
+from healthslm.errors import UserError
+from healthslm.models import make_model
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.training.loop import pretrain
+
+pytest_plugins = "training_fixtures"
+pytestmark = pytest.mark.usefixtures("short_runs_are_quick")
+
+
+def test_training_starts_from_the_weights_of_a_folder(finished_run, pretrain_options, tmp_path):
+    pretrain(
+        pretrain_options(tmp_path / "further", model=str(finished_run / "best"), learning_rate=0.0, weight_decay=0.0)
+    )
+    assert weights(tmp_path / "further/best") == weights(finished_run / "best")
+
+
+@pytest.fixture(scope="module")
+def other_tokens(sample_folders, tmp_path_factory) -> Path:
+    """The same corpus, tokenized with two tokens of the vocabulary swapped."""
+    root = tmp_path_factory.mktemp("other")
+    shutil.copytree(sample_folders.tokenizer, root / "tokenizer")
+    path = root / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = str(root / "tokenizer")
+    tokenize_corpus(TokenizeOptions(corpus=sample_folders.corpus, tokenizer=tokenizer, output=root / "tokens"))
+    return root / "tokens"
+
+
+def test_trained_weights_refuse_tokens_of_another_tokenizer_unless_accepted(
+    finished_run, pretrain_options, other_tokens, tmp_path
+):
+    changes = {"model": str(finished_run / "best"), "tokens": other_tokens, "max_tokens": 512}
+    with pytest.raises(UserError, match=f"not the tokenizer of the weights in {finished_run}/best.*--accept-changes"):
+        pretrain(pretrain_options(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+    pretrain(pretrain_options(tmp_path / "run", **changes, accept_changes=True))
+
+
+def test_a_configuration_without_weights_takes_any_tokenizer(finished_run, pretrain_options, other_tokens, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(finished_run / "best", folder)
+    (folder / "model.safetensors").unlink()
+    pretrain(pretrain_options(tmp_path / "run", model=str(folder), tokens=other_tokens, max_tokens=512))
+
+
+def test_weights_from_the_hub_refuse_tokens_of_another_tokenizer(
+    pretrain_options, sample_folders, other_tokens, tmp_path
+):
+    """Of a repository like GPT-2's: with the vocabulary and the merges in files of their own, and no tokenizer.json."""
+    name = f"someone/{tmp_path.name}"  # of which the cache, which all tests share, has nothing else
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    make_model(TINY_GPT2).save_pretrained(snapshot)
+    content = json.loads((sample_folders.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    (snapshot / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    (snapshot / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in content["model"]["merges"]))
+    special = {"eos_token": content["added_tokens"][0]["content"], "tokenizer_class": "GPT2Tokenizer"}
+    (snapshot / "tokenizer_config.json").write_text(json.dumps(special))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+
+    tokens = tmp_path / "tokens"
+    tokenize_corpus(TokenizeOptions(corpus=sample_folders.corpus, tokenizer=name, output=tokens))
+    assert not (snapshot / "tokenizer.json").exists()
+    pretrain(pretrain_options(tmp_path / "same", model=name, tokens=tokens, max_tokens=512))
+    with pytest.raises(UserError, match=f"not the tokenizer of the weights in {name}"):
+        pretrain(pretrain_options(tmp_path / "other", model=name, tokens=other_tokens, max_tokens=512))
+
+
+def test_weights_without_a_tokenizer_are_refused(finished_run, pretrain_options, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(finished_run / "best" / name, folder)
+    with pytest.raises(UserError, match=f"{folder}: no tokenizer in this folder.*use --accept-changes to train"):
+        pretrain(pretrain_options(tmp_path / "run", model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": TINY_MODEL | {"vocab_size": 300}}, "512 entries, the model only 300"),
+        ({"model": TINY_MODEL | {"num_attention_heads": 3, "num_key_value_heads": 2}}, "multiple of"),
+        ({"model": {"model_type": "gtp2"}}, "gtp2"),
+        ({"model": {"model_type": "gpt2", "n_layers": 3}}, "n_layers"),
+        ({"model": "no/such/folder/or/name"}, "no/such/folder/or/name"),
+        ({"batch_tokens": 500}, "not a multiple of 256.*use 256"),
+        ({"tokens": Path("no-such-folder")}, "no-such-folder"),
+        ({"resume": True}, "no run to resume"),
+        ({"context": 512}, "context: must be at most 64, the model's context, not 512"),
+        ({"context": 512, "dry_run": True}, "context: must be at most 64, the model's context, not 512"),
+        ({"save_every": 0}, "save_every: must be at least 1, not 0"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_a_mistake_is_named_before_anything_is_written(pretrain_options, tmp_path, changes, message):
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        pretrain(pretrain_options(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(finished_run, pretrain_options):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="--resume"):
+        pretrain(pretrain_options(finished_run))
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
