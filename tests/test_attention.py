@@ -1,5 +1,7 @@
 """Attention within documents computes what a mask over whole sequences computes, for every model."""
 
+from functools import partial
+
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401
@@ -123,8 +125,13 @@ def test_on_a_cpu_attention_runs_one_document_at_a_time_unless_compiled(compiled
 
 @pytest.mark.parametrize(
     ("make", "has_bf16", "expected"),
-    [(MODELS["healthslm"], True, VARLEN), (MODELS["healthslm"], False, "sdpa"), (gpt2, True, "sdpa")],
-    ids=["a GPU with bf16", "one without", "a model with attention dropout"],
+    [
+        (MODELS["healthslm"], True, VARLEN),
+        (MODELS["healthslm"], False, "sdpa"),
+        (gpt2, True, "sdpa"),
+        (partial(tiny_model, "healthslm", head_dim=12), True, "sdpa"),
+    ],
+    ids=["a GPU with bf16", "one without", "a model with attention dropout", "a model with heads of 12"],
 )
 def test_on_a_gpu_attention_is_flash_attention_if_it_computes_the_same(monkeypatch, make, has_bf16, expected):
     monkeypatch.setattr(attention, "computes_in_bf16", lambda device: has_bf16)

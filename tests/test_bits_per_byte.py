@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from healthslm.bits_per_byte import document_bits, score_documents, token_bits, windows
@@ -118,6 +119,29 @@ def test_the_score_is_bits_over_bytes_and_nats_over_tokens(model, documents):
     assert score.bits_per_byte == pytest.approx(bits / sum(sizes))
     assert score.loss == pytest.approx(bits * math.log(2) / sum(len(document) - 1 for document in documents))
     assert score.perplexity == pytest.approx(math.exp(score.loss))
+
+
+class LargestInFp32(TorchDispatchMode):
+    """Records the elements of the largest fp32 tensor that an operation creates."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_logits_in_bf16_are_converted_to_fp32_one_window_at_a_time():
+    """Converted all at once, they would need more memory than training does."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=5000, **shape)
+    model = LlamaForCausalLM(config).bfloat16()
+    documents = [np.arange(CONTEXT + 1)] * 8
+    with LargestInFp32() as largest:
+        token_bits(model, documents, context=CONTEXT, batch_tokens=8 * CONTEXT)
+    assert largest.elements == CONTEXT * 5000
 
 
 def test_evaluation_leaves_the_model_in_its_mode(model, documents):

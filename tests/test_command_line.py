@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 from conftest import RunScript
 from paths import REPOSITORY
 
-from healthslm.arguments import parse
+from healthslm.arguments import naming_options, parse
 from healthslm.cli import COMMANDS
-from healthslm.errors import UsageError
+from healthslm.errors import UsageError, UserError
 from healthslm.options import CheckedOptions, OptionError, PositiveInt, Range, option_ranges
+from healthslm.training.options import PretrainOptions
 
 SCRIPTS = REPOSITORY / "scripts"
 
@@ -307,6 +309,14 @@ def act(tmp_path: Path) -> RunScript:
         return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run
+
+
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "AcceleratorError"])
+def test_every_error_of_a_full_gpu_names_the_options_to_lower(kind: str) -> None:
+    """PyTorch has one for its allocator, and another one for memory that CUDA itself needs."""
+    message = "^out of GPU memory: lower --micro-batch-size or lower --context or use --device cpu$"
+    with pytest.raises(UserError, match=message), naming_options(PretrainOptions, []):
+        raise getattr(torch, kind)("CUDA error: out of memory")
 
 
 @pytest.mark.parametrize(

@@ -240,9 +240,22 @@ def test_a_killed_run_of_two_processes_ends_with_the_bytes_of_one_never_stopped(
     assert resumed.bytes() == two.bytes()
 
 
+@pytest.fixture(scope="module")
+def uneven(train) -> Run:
+    """A run of two processes of which the second has less memory, and a loss that is not a number in its third step."""
+    return succeeded(train(processes=2, watch={"nan": True, "step": 3, "fitting": 1}, save_every=1))
+
+
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(train):
-    run = succeeded(train(processes=2, watch={"nan": True, "step": 3}, save_every=1))
+def test_processes_with_different_free_memory_agree_on_the_micro_batch_that_fits_all(uneven):
+    read = [[batch["indices"] for batch in uneven.recorded(rank)["sequences"]] for rank in (0, 1)]
+    assert [len(indices) for of_rank in read for indices in of_rank] == [1] * STEPS * 8
+    assert sorted(index for of_rank in read for indices in of_rank for index in indices) == list(range(STEPS * 8))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(uneven):
+    run = uneven
     skipped = [record for record in read_metrics(run.folder) if "skipped" in record]
     assert [record["step"] for record in skipped] == [3]
     assert skipped[0]["skipped"]["sequences"] == [16, 24]

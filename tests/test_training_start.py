@@ -1,10 +1,12 @@
 """How a run starts: from a configuration or weights, with their tokenizer, and which mistakes are named before it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from pipeline_folders import TINY_GPT2, TINY_MODEL
 from training_fixtures import weights
@@ -12,6 +14,7 @@ from training_fixtures import weights
 from healthslm.errors import UserError
 from healthslm.models import make_model
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.training import plan, setup
 from healthslm.training.loop import pretrain
 
 pytest_plugins = "training_fixtures"
@@ -111,6 +114,43 @@ def test_a_mistake_is_named_before_anything_is_written(pretrain_options, tmp_pat
     with pytest.raises((UserError, FileNotFoundError), match=message):
         pretrain(pretrain_options(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True], ids=["run", "dry run"])
+def test_tokens_without_validation_documents_are_refused_before_anything_is_written(
+    sample_folders, pretrain_options, tmp_path, dry_run
+):
+    corpus, tokens = shutil.copytree(sample_folders.corpus, tmp_path / "corpus"), tmp_path / "tokens"
+    shutil.rmtree(corpus / "validation")
+    tokenize_corpus(TokenizeOptions(corpus=corpus, tokenizer=str(sample_folders.tokenizer), output=tokens))
+    with pytest.raises(UserError, match="no validation documents"):
+        pretrain(pretrain_options(tmp_path / "run", tokens=tokens, dry_run=dry_run))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_reported(pretrain_options, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: PyTorch .* finds no GPU here; use --device cpu"):
+        pretrain(pretrain_options(tmp_path / "run", device="cuda"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_cannot_be_compiled_is_reported_with_the_option_to_change(pretrain_options, tmp_path):
+    torch._dynamo.reset()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
+        pytest.raises(UserError, match="^can't compile the model: .*use --compile false$"),
+    ):
+        pretrain(pretrain_options(tmp_path / "run", compile=True))
+
+
+def test_a_run_of_days_on_a_cpu_warns_with_its_hours(pretrain_options, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(setup, "CPU_FLOPS", 100.0)
+    pretrain(pretrain_options(tmp_path / "run", max_tokens=512, device="cpu"))
+    (warning,) = [record.getMessage() for record in caplog.records if "hours on this CPU" in record.getMessage()]
+    hours = float(re.search(r"about ([\d,]+) hours", warning)[1].replace(",", ""))
+    operations = plan.flops_per_token(make_model(TINY_MODEL), context=64) * 512
+    assert hours == pytest.approx(operations / 100 / torch.get_num_threads() / 3600, rel=0.01)
 
 
 def test_a_run_is_not_overwritten(finished_run, pretrain_options):

@@ -22,7 +22,7 @@ from in_precision import set_precision
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from healthslm.training import learner, loop
+from healthslm.training import learner, loop, setup
 from healthslm.training.packing import PackedSequences
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -41,6 +41,8 @@ class Watch:
     nan: bool = False
     """Whether its loss is not a number in `step`."""
     step: int = 0
+    fitting: int | None = None
+    """Sequences of a micro-batch that fit into its memory."""
     output: str | None = None
     """Another run folder, for this process only."""
     sharded: bool = False
@@ -84,6 +86,8 @@ def watch_over(watch: Watch) -> None:
         end_of_accelerate(self)
 
     end_of_accelerate, Accelerator.end_training = Accelerator.end_training, end_training
+    if watch.fitting and RANK == 1:
+        setup.fit_micro_batch = lambda *_: watch.fitting
     PackedSequences.batch = batch
     learner.accumulate_gradients = accumulate
     loop.save_checkpoint = save

@@ -31,8 +31,8 @@ def fit_attention(model: PreTrainedModel, device: torch.device, compiled: bool) 
     """Make a model attend within documents, if that is faster than a mask over whole sequences.
 
     On a CPU it attends to one document at a time, unless the model is compiled, because every length of a document
-    would be compiled. On a GPU it uses flash attention, which needs a 16-bit type, no dropout, and a head size that is a
-    multiple of 8 up to 256 (Dao, 2023).
+    would be compiled. On a GPU it uses flash attention, which needs a 16-bit type, no dropout, and a head size
+    that is a multiple of 8 up to 256 (Dao, 2023).
     """
     if device.type == "cpu" and not compiled:
         model.set_attn_implementation(PACKED_DOCUMENTS)
