@@ -94,6 +94,7 @@ def publish_model(repository: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_commands_and_python_of_all_documents_run(copy_of_repository, tmp_path):
     publish_sample(copy_of_repository, tmp_path / "served")
     publish_model(copy_of_repository)
@@ -132,6 +133,7 @@ def test_every_command_names_options_that_exist(document):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_demo_ends_with_text_and_says_what_it_is_worth(copy_of_repository):
     printed = run(["bash", "scripts/demo.sh", "build/demo"], copy_of_repository)
     assert "Effect of vitamin D" in printed

@@ -88,7 +88,7 @@ def test_another_kind_of_lm_head_raises():
     ("backend", "checkpointing", "autocast"),
     [
         *itertools.product(("eager", "aot_eager"), (False, True), (False, True)),
-        pytest.param("inductor", False, False, marks=pytest.mark.slow),
+        ("inductor", False, False),
         pytest.param("inductor", True, True, marks=pytest.mark.slow),
     ],
 )
