@@ -3,7 +3,7 @@
 Each field of an options dataclass is an option: `held_out` is `held_out:` in a recipe and `--held-out` on the command
 line. The docstring under a field is its text in `--help`. A list takes several values (`--held-out A B`), a switch
 needs none (`--resume`, `--resume false`), and a dictionary is written as YAML. A field with
-`metadata={"positional": True}` is written without its name.
+`metadata={"positional": "RUN"}` is written without its name, and as `RUN` in the first line of `--help`.
 
 Paths on the command line are relative to the current folder, and paths in a recipe to the recipe's folder: the values
 of fields of type `Path`, and any text that begins with `./` or `../`, which becomes an absolute path. So
@@ -29,6 +29,7 @@ from jsonargparse.typing import register_type
 
 from healthslm.errors import UsageError, UserError, one_line, unknown
 from healthslm.options import OptionError
+from healthslm.repository import model_repository
 
 Options = TypeVar("Options")
 
@@ -83,6 +84,10 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, RawDescriptionHelpFormat
         text = re.sub(r"<class '(\w+)'>", r"\1", super()._get_type_str(action) or "")
         return re.sub(r"(?:Optional\[)?Annotated\[(.+), (.+?)\]+$", r"\1, \2", text) or None
 
+    def _expand_help(self, action: Any) -> str:
+        """The text of an option, with the folder of this repository in words."""
+        return super()._expand_help(action).replace(f"default: {model_repository()}", "default: this repository")
+
 
 class _Parser(jsonargparse.ArgumentParser):
     def add_argument(self, *names: str, **settings: Any) -> Any:
@@ -97,8 +102,10 @@ def _make_parser(options_class: type, command: str, summary: str | None) -> _Par
     jsonargparse.set_loader("recipe", _load_recipe, (yaml.YAMLError,))
     read_path = partial(_read_path, start=Path.cwd())
     register_type(Path, str, read_path, type_check=isinstance, fail_already_registered=False)
+    names = [field.metadata["positional"] for field in fields(options_class) if field.metadata.get("positional")]
     parser = _Parser(
         prog=command or None,
+        usage=" ".join(["%(prog)s", *names, "[options]"]) if names else None,
         description=summary,
         formatter_class=_HelpFormatter,
         parser_mode="recipe",

@@ -1,4 +1,4 @@
-"""Build a data set of sentences and their roles, as `healthslm build-sentence-roles` does."""
+"""Build a dataset of sentences and their roles, as `healthslm build-sentence-roles` does."""
 
 from healthslm.cli import main
 

@@ -95,6 +95,8 @@ def test_a_small_model_learns_twenty_sentences_by_heart(mentions_model):
     assert metrics["data"]["train"]["examples"] == 20
     assert {path.name for path in mentions_model.iterdir()} >= {"README.md", "tokenizer.json", "modeling_healthslm.py"}
     assert not list(mentions_model.rglob("checkpoint*")) and not list(mentions_model.rglob("*.p*t*h"))
+    card = (mentions_model / "README.md").read_text(encoding="utf-8")
+    assert "may have read the text of the evaluation data in pretraining" in card
 
 
 @pytest.mark.parametrize("data", ["roles.jsonl", "texts.jsonl"])

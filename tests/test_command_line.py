@@ -126,7 +126,7 @@ def test_text_in_a_recipe_is_a_path_only_where_it_begins_with_dots(tmp_path: Pat
 class Positional:
     """Options of a function with one positional argument."""
 
-    run_folder: Path = field(metadata={"positional": True})
+    run_folder: Path = field(metadata={"positional": "RUN"})
     """Folder of the run."""
     held_out: list[Path] = field(default_factory=list)
     """Files kept out of training."""
@@ -372,12 +372,19 @@ def test_a_script_explains_all_options_of_its_command(
     done = run_script_here(command.replace("-", "_"), "--help")
     assert done.returncode == 0
     assert f"healthslm {command} {COMMANDS[command].example}" in done.stdout
+    assert str(REPOSITORY) not in done.stdout, "a path of this machine"
     explained = dict(re.findall(r"^  --([\w-]+)[^\n]*?\s{2,}(\S.*)$", done.stdout, re.MULTILINE))
     assert explained.keys() == {
         "recipe",
         *(name.replace("_", "-") for name in typing.get_type_hints(options_of(command))),
     }
     assert not [name for name, text in explained.items() if text.startswith("(")], "options without a text"
+
+
+def test_help_shows_an_option_without_a_name_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Positional, ["--help"], "healthslm release")
+    assert capsys.readouterr().out.startswith("usage: healthslm release RUN [options]\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -132,6 +132,18 @@ def test_every_command_names_options_that_exist(document):
         assert given <= options | {"recipe", "help"}, f"{name}: {given - options}"
 
 
+def test_git_ignores_what_the_commands_of_documents_write(repository):
+    """Publishing on the Hub needs a clone without other files."""
+    texts = [path.read_text(encoding="utf-8") for path in (*DOCUMENTS, *repository.glob("configs/**/*.yaml"))]
+    texts += [command.example for command in COMMANDS.values()]
+    written = {path for text in texts for path in re.findall(r"--(?:output|save) ([\w./-]+)", text)}
+    written -= {"results", "docs/corpus-card"}  # of a release
+    done = subprocess.run(
+        ["git", "check-ignore", *(f"{path}/" for path in written)], cwd=repository, capture_output=True, text=True
+    )
+    assert {line.rstrip("/") for line in done.stdout.splitlines()} == written
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_demo_ends_with_text_and_says_what_it_is_worth(copy_of_repository):

@@ -1,6 +1,7 @@
 """Exported forms: they open in the programs that they are for, compute the same, and are refused if they don't."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -245,6 +246,13 @@ def test_gguf_files_open_in_transformers_with_nearly_the_same_logits(gguf_folder
         model = AutoModelForCausalLM.from_pretrained(gguf_folder, gguf_file=f"{name}.gguf", dtype=torch.float32)
         assert_close(logits(model), expected, rtol=0, atol=allowed)
     assert AutoTokenizer.from_pretrained(gguf_folder, gguf_file="tiny-F16.gguf").convert_tokens_to_ids("<|end|>") == 5
+
+
+def test_the_card_of_gguf_files_names_a_file_that_is_there(gguf_folder):
+    commands = re.search(r"```bash\n(.*?)```", (gguf_folder / "README.md").read_text(), re.DOTALL)[1]
+    (file,) = re.findall(r"llama-cli -m (\S+)", commands)
+    (modelfile,) = re.findall(r"ollama create \S+ -f (\S+)", commands)
+    assert (gguf_folder / file).is_file() and (gguf_folder / modelfile).is_file()
 
 
 def test_gguf_metadata_are_complete(gguf_folder, source):

@@ -184,25 +184,25 @@ def random_texts(count: int = 60) -> list[str]:
     return [" ".join(choose.choices(words, k=30)) + "." for _ in range(count)]
 
 
-def test_neighbours_are_the_lower_case_words_of_eight_pieces_on_either_side():
+def test_neighbors_are_the_lower_case_words_of_eight_pieces_on_either_side():
     text = "One two three four five six (seven eight-nine) Ten aspirin, A b c. D e f g h i"
     expected = "two three four five six seven eight nine ten a b c d e f g"  # the comma is a piece too
-    assert count_terms([text], TERMS).neighbours == {"aspirin": Counter(expected.split())}
+    assert count_terms([text], TERMS).neighbors == {"aspirin": Counter(expected.split())}
 
 
 def test_similarity_is_the_cosine_of_positive_pointwise_mutual_information():
     """Computed from the definition, one pair of terms and one word at a time."""
-    neighbours = count_terms(random_texts(), TERMS).neighbours
-    together = sum(count for words in neighbours.values() for count in words.values())
+    neighbors = count_terms(random_texts(), TERMS).neighbors
+    together = sum(count for words in neighbors.values() for count in words.values())
 
     def information(term: Term) -> dict[str, float]:
-        words = neighbours[term.name]
-        of_word = {word: sum(others[word] for others in neighbours.values()) for word in words}
+        words = neighbors[term.name]
+        of_word = {word: sum(others[word] for others in neighbors.values()) for word in words}
         ratios = {w: (n / together) / (words.total() / together * of_word[w] / together) for w, n in words.items()}
         return {word: max(math.log2(ratio), 0) for word, ratio in ratios.items()}
 
     vectors = [information(term) for term in TERMS]
-    found = similarities(TERMS, neighbours)
+    found = similarities(TERMS, neighbors)
     for one, row in zip(vectors, found, strict=True):
         for other, value in zip(vectors, row, strict=True):
             product = sum(one[word] * other.get(word, 0) for word in one)
@@ -212,18 +212,18 @@ def test_similarity_is_the_cosine_of_positive_pointwise_mutual_information():
 
 
 def test_a_term_that_is_missing_from_the_training_text_is_similar_to_no_other():
-    neighbours = count_terms([text for text in random_texts() if "heparin" not in text], TERMS).neighbours
-    found = similarities(TERMS, neighbours)
-    assert "heparin" not in neighbours and not found[[term.name for term in TERMS].index("heparin")].any()
+    neighbors = count_terms([text for text in random_texts() if "heparin" not in text], TERMS).neighbors
+    found = similarities(TERMS, neighbors)
+    assert "heparin" not in neighbors and not found[[term.name for term in TERMS].index("heparin")].any()
 
 
 def test_the_other_term_of_the_harder_set_occurs_with_the_same_words(tokenizer):
     terms = [Term("drugs", name, ()) for name in ("aspirin", "warfarin", "timolol", "latanoprost")]
     training = ["Clots dissolved when {} thinned the blood."] * 3 + ["Glaucoma patients took {} for their eyes."] * 3
     names = ["aspirin", "warfarin", "aspirin", "timolol", "latanoprost", "timolol"]
-    counts, neighbours = count_terms([text.format(name) for text, name in zip(training, names, strict=True)], terms)
+    counts, neighbors = count_terms([text.format(name) for text, name in zip(training, names, strict=True)], terms)
     rows = [row(f"We gave {term.name} daily.", f"Trial {i}.") for i, term in enumerate(terms * 10)]
-    pairs = build_pairs(rows, terms, counts, tokenizer, similarity=similarities(terms, neighbours))
+    pairs = build_pairs(rows, terms, counts, tokenizer, similarity=similarities(terms, neighbors))
     assert {(pair.true, pair.other) for pair in pairs} == {
         ("aspirin", "warfarin"), ("warfarin", "aspirin"), ("timolol", "latanoprost"), ("latanoprost", "timolol")
     }  # fmt: skip
@@ -231,7 +231,7 @@ def test_the_other_term_of_the_harder_set_occurs_with_the_same_words(tokenizer):
         (pair.document, pair.before) for pair in build_pairs(rows, terms, counts, tokenizer)
     }
     both = [row(f"We gave aspirin daily. {name} was worse.") for name in ("Warfarin", "Nothing")]
-    others = [p.other for p in build_pairs(both, terms, counts, tokenizer, similarity=similarities(terms, neighbours))]
+    others = [p.other for p in build_pairs(both, terms, counts, tokenizer, similarity=similarities(terms, neighbors))]
     assert others[0] != "warfarin" == others[1]
 
 

@@ -26,6 +26,7 @@ from healthslm.evaluation.question_answering import (
     open_for_harness,
     pubmedqa_task,
     summarize,
+    verdict,
 )
 from healthslm.models import zero_residual_projections
 from healthslm.statistics import macro_f1
@@ -122,7 +123,7 @@ def test_a_model_that_always_answers_yes_reaches_the_majority_baseline(tmp_path,
     assert result["accuracy"]["share"] == result["majority_share"] == 2 / 4
     assert result["confusion"] == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
     assert result["macro_f1"]["mean"] == pytest.approx((2 * 2 / (4 + 2) + 0 + 0) / 3)
-    assert result["at_chance"] and result["verdict"].startswith("at chance: accuracy 50.0%")
+    assert "is no better at it than always answering *yes*: it answers *yes* to 4 of 4" in verdict("it", result)
     assert result["truncated"] == truncated
 
 
@@ -133,7 +134,6 @@ def test_always_yes_reaches_the_published_majority_baseline_on_the_real_question
     assert result["majority_option"] == "yes"
     assert result["accuracy"]["share"] == result["majority_share"] == 0.552
     assert result["macro_f1"]["mean"] == pytest.approx(0.2371, abs=5e-5)
-    assert result["at_chance"]
 
 
 def test_a_limit_takes_the_first_questions(model_folder, questions_file, tmp_path):
@@ -178,17 +178,27 @@ def test_the_interval_of_accuracy_is_a_wilson_interval():
     assert summarize(answers_with(CONFUSION))["accuracy"]["interval"] == pytest.approx([expected.low, expected.high])
 
 
-@pytest.mark.parametrize("hits, at_chance", [(500, False), (299, False), (297, True), (276, True), (100, True)])
-def test_a_model_is_at_chance_unless_its_whole_interval_is_above_the_majority_baseline(hits, at_chance):
-    """Wilson's interval begins at 55.4% for 299 of 500 correct answers, and at 55.0% for 297."""
+@pytest.mark.parametrize(
+    ("hits", "beginning"),
+    [
+        (500, "is better at PubMedQA than always answering *yes*. Accuracy is 100.0%"),
+        (299, "is better at PubMedQA than always answering *yes*. Accuracy is 59.8%"),
+        (297, "is no better at PubMedQA than always answering *yes*: it answers *yes* to 331 of 500 questions."),
+        (276, "is no better at PubMedQA than always answering *yes*: it answers *yes* to 331 of 500 questions."),
+        (255, "is no better at PubMedQA than always answering *yes*: it answers *yes* to 310 of 500 questions."),
+        (253, "can't do PubMedQA: it answers *yes* to 308 of 500 questions. Accuracy is 50.6%"),
+    ],
+)
+def test_the_verdict_compares_the_interval_of_the_accuracy_with_the_majority_baseline(hits, beginning):
+    """Of 500, Wilson's interval begins at 55.4% for 299 correct answers and at 55.0% for 297. It ends at 55.4% for 255
+    and at 55.0% for 253."""
     correct = np.repeat([0, 1, 2], [276, 169, 55])
     chosen = np.where(np.arange(500) < hits, correct, (correct + 1) % 3)
     result = summarize(Answers(DECISIONS, correct, np.eye(3)[chosen], truncated=0))
     assert result["accuracy"]["share"] == hits / 500
-    assert result["majority_share"] == 0.552
-    assert result["at_chance"] == at_chance
-    assert result["verdict"].startswith("at chance: ") == at_chance
     assert json.loads(json.dumps(result)) == result
+    assert verdict("PubMedQA", result).startswith(f"Zero-shot, the model {beginning}")
+    assert verdict("PubMedQA", result).endswith("; always answering *yes* gives 55.2%.")
 
 
 def test_hub_tasks_are_reported_as_not_reached_without_a_network(model_folder, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from healthslm.data_card.describe import DataCardOptions, describe_corpus
 from healthslm.errors import UserError
 from healthslm.evaluation.metrics import METRICS
+from healthslm.evaluation.question_answering import verdict
 from healthslm.plots import FIGURES
 from healthslm.release import release as release_module
 from healthslm.release.card import BEGIN, END, TRAINING_CURVE
@@ -224,6 +225,7 @@ def test_the_training_page_describes_the_run_and_the_corpus(inputs, released):
         assert f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`" in page
     for file in (*report["files"], *report["held_out"]):
         assert f"`{file['sha256']}`" in page
+    assert "; 0% of the documents come without a stated license" in page
     assert "| the first \\| of the sample | " in page and "NLM terms" in page
 
 
@@ -267,7 +269,7 @@ def test_the_results_table_has_one_row_for_each_main_result_with_its_baselines(r
     assert interval == "{:.4f} to {:.4f}".format(*held_out["model"]["interval"])
     others = {
         "untrained": held_out["untrained"]["bits_per_byte"],
-        "same / model": baselines["models"]["same | model"]["bits_per_byte"],
+        f"same / model ({STEPS * BATCH_TOKENS:,} tokens)": baselines["models"]["same | model"]["bits_per_byte"],
         "xz": held_out["xz"]["together"],
     }
     assert compared == "; ".join(f"{name} {bits:.4f}" for name, bits in others.items())
@@ -285,7 +287,7 @@ def test_the_results_table_has_one_row_for_each_main_result_with_its_baselines(r
     training, unseen = (memorization[split]["abstracts"]["bits_per_byte"] for split in ("training", "held_out"))
     value, _, baseline = cells["memorization: bits per byte of training abstracts"]
     assert (value, baseline) == (f"{training:.4f}", f"held-out abstracts {unseen:.4f}")
-    assert answers["at_chance"] and "at chance" in results_table(released)
+    assert verdict("PubMedQA", answers) in results_table(released)
 
 
 def test_the_evaluation_page_shows_the_results_of_each_metric(released):
@@ -302,6 +304,8 @@ def test_the_evaluation_page_shows_the_results_of_each_metric(released):
     for split in ("training", "held_out"):
         assert f"{memorization[split]['matching_tokens']['mean']:.1%} (" in text
         assert f"| {memorization[split]['abstracts']['bits_per_byte']:.4f} |" in text
+        exact = round(memorization[split]["exact"]["share"] * memorization[split]["documents"])
+        assert f" {exact} of {memorization[split]['documents']:,} {split.replace('_', '-')} documents" in text
     assert "too few documents to tell" in text
     quantization = read_json(released / "results/quantization.json")
     assert f"| fp32 | {quantization['precisions']['fp32']['file_bytes']:,} |" in text

@@ -102,6 +102,14 @@ def test_the_documents_and_the_results_belong_to_these_weights(repository):
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
+def test_the_card_gives_the_share_of_documents_without_a_stated_license(repository):
+    table = (repository / "docs/training-data.md").read_text(encoding="utf-8").partition("| license as stated |")[2]
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]+) \| [\d,]+ \|$", table.partition("## Input files")[0], re.MULTILINE)
+    documents = {license: int(count.replace(",", "")) for license, count in rows}
+    share = documents["unstated"] / sum(documents.values())
+    assert f"{share:.0%} of the documents come without one" in (repository / "README.md").read_text(encoding="utf-8")
+
+
 def test_its_weights_load_as_fp32_by_default(repository):
     """Although the file is in bf16, which Transformers would load if config.json named no type."""
     for named, expected in [

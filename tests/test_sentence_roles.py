@@ -1,4 +1,4 @@
-"""The data set of sentence roles: what it holds of the sample's structured abstracts."""
+"""The dataset of sentence roles: what it holds of the sample's structured abstracts."""
 
 import json
 

@@ -34,6 +34,7 @@ WORDS = {
     r"\bstamps?\b": "fingerprint: a checksum of inputs and options",
     r"\b(take|takes|taken|every|each|other) measures?\b": "metric, evaluation",
     r"\b(tokenis|memoris|normalis|optimis|summaris|initialis)\w*": "z, as in tokenize: the spelling of Transformers",
+    r"\bdata sets?\b|\bHub ids?\b": "dataset, Hub name: one spelling, as in Transformers",
     r"\bneighbour|\blicences?\b|\bbehaviour|\blabelled\b": "American spelling, as in Transformers: neighbor, license",
 }
 

@@ -84,6 +84,11 @@ def _usage(task: str, options: ClassifierOptions) -> str:
 
 def _limits(metrics: dict[str, Any], options: ClassifierOptions) -> list[str]:
     limits = ["The labels are those of the training data; on text of another kind expect more errors."]
+    if not options.from_scratch:
+        limits.append(
+            "The base model may have read the text of the evaluation data in pretraining, without the labels: expect "
+            "less on new text."
+        )
     if "test" not in metrics:
         limits.append("It has not been evaluated on test data.")
     if "validation" in metrics:

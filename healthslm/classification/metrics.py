@@ -1,4 +1,4 @@
-"""Metrics of classifiers with 95% bootstrap intervals, in which the examples of a data set are drawn with replacement.
+"""Metrics of classifiers with 95% bootstrap intervals, in which the examples of a dataset are drawn with replacement.
 
 Mentions: precision, recall and F1 of whole mentions, where the type and both ends must match (strict, as seqeval with
 mode="strict" and IOB2 counts). Examples are sentences. Sentences and texts: accuracy and macro-F1. Examples are

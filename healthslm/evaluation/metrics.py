@@ -289,14 +289,14 @@ def pubmed(subject: Subject) -> dict[str, Any]:
 def minimal_pairs(subject: Subject) -> dict[str, Any]:
     """How often the model prefers the original biomedical term of a sentence to another one."""
     terms = read_terms()
-    counts, neighbours = count_terms(subject.training_texts(), terms)
+    counts, neighbors = count_terms(subject.training_texts(), terms)
 
     def measure(similarity: np.ndarray | None = None) -> dict[str, Any]:
         pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, similarity=similarity)
         scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
         return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
 
-    return measure() | {"harder": measure(similarities(terms, neighbours))}
+    return measure() | {"harder": measure(similarities(terms, neighbors))}
 
 
 @metric("model", "pubmedqa", version=1)

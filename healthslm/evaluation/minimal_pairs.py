@@ -17,9 +17,9 @@ mentioned anywhere in the document by any name and that are not a longer or shor
 absolute binary logarithm of the ratio of their counts in the training text, each plus one. Choices depend on hashes of
 a seed and the document: neither the order nor the number of the other documents changes a pair.
 
-In the **harder set**, the other term also fits the topic of the sentence: it is the term whose neighbours in the
+In the **harder set**, the other term also fits the topic of the sentence: it is the term whose neighbors in the
 training text are most similar to those of the original term, whatever its length and frequency. Documents, mentions and
-rules are the same. The neighbours of a term are the words within `REACH` whitespace-separated pieces before and after
+rules are the same. The neighbors of a term are the words within `REACH` whitespace-separated pieces before and after
 its mentions. The similarity of two terms is the cosine of their positive pointwise mutual information with each word
 (Bullinaria and Levy 2007, "Extracting semantic representations from word co-occurrence statistics: A computational
 study").
@@ -57,9 +57,9 @@ KINDS = ("drugs", "diseases", "genes", "anatomy")
 NEAREST = 5
 """Number of candidates for the other term."""
 REACH = 8
-"""Pieces of text before and after a term that count as its neighbourhood."""
+"""Pieces of text before and after a term that count as its neighborhood."""
 VOCABULARY = 10_000
-"""Number of words, the most frequent neighbours, by which terms are compared."""
+"""Number of words, the most frequent neighbors, by which terms are compared."""
 
 _LISTS = Path(__file__).parent / "term_lists"
 _WORD = re.compile(r"[^\W_]+")
@@ -180,7 +180,7 @@ class TermUse(NamedTuple):
     """Statistics of the terms in the training text, by their names."""
 
     counts: Counter[str]
-    neighbours: dict[str, Counter[str]]
+    neighbors: dict[str, Counter[str]]
     """How often each word occurs near a term."""
 
 
@@ -193,27 +193,27 @@ def count_terms(texts: Iterable[str], terms: list[Term]) -> TermUse:
             before = text[: mention.start].rsplit(maxsplit=REACH)[-REACH:]
             after = text[mention.end :].split(maxsplit=REACH)[:REACH]
             use.counts[mention.term.name] += 1
-            use.neighbours[mention.term.name].update(_WORD.findall(" ".join(before + after).lower()))
+            use.neighbors[mention.term.name].update(_WORD.findall(" ".join(before + after).lower()))
     return use
 
 
-def similarities(terms: list[Term], neighbours: dict[str, Counter[str]]) -> np.ndarray:
-    """Similarity of the neighbours of terms, from 0 to 1, as defined above.
+def similarities(terms: list[Term], neighbors: dict[str, Counter[str]]) -> np.ndarray:
+    """Similarity of the neighbors of terms, from 0 to 1, as defined above.
 
     Args:
-        neighbours: From the result of `count_terms`.
+        neighbors: From the result of `count_terms`.
 
     Returns:
         (terms, terms), float64; 0 for a term that does not occur in the training text.
     """
     total: Counter[str] = Counter()
-    for words in neighbours.values():
+    for words in neighbors.values():
         total.update(words)
     vocabulary = sorted(total, key=lambda word: (-total[word], word))[:VOCABULARY]
     columns = {word: column for column, word in enumerate(vocabulary)}
     counts = np.zeros((len(terms), len(columns)))
     for row, term in enumerate(terms):
-        for word, count in neighbours.get(term.name, {}).items():
+        for word, count in neighbors.get(term.name, {}).items():
             if word in columns:
                 counts[row, columns[word]] = count
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(counts.sum(), 1)

@@ -163,30 +163,44 @@ def ask(model: "HFLM", task: "TaskDict", limit: int | None = None) -> Answers:
 def summarize(answers: Answers) -> dict[str, Any]:
     """The metrics of a task, ready for JSON.
 
-    Intervals are 95% intervals: Wilson's for accuracy, a bootstrap over questions for macro-F1. A model is `at_chance`
-    unless the whole interval of its accuracy is above the majority baseline.
+    Intervals are 95% intervals: Wilson's for accuracy, a bootstrap over questions for macro-F1.
     """
     confusion = answers.confusion
     questions, occurrences = int(confusion.sum()), confusion.sum(axis=1)
     always_majority = np.zeros_like(confusion)
     always_majority[:, occurrences.argmax()] = occurrences
     accuracy = share(int(confusion.trace()), questions)
-    majority, majority_share = answers.options[occurrences.argmax()], float(occurrences.max() / questions)
-    lower, upper = accuracy["interval"]
-    at_chance = lower <= majority_share
-    measured = f"accuracy {accuracy['share']:.1%} (95% interval {lower:.1%} to {upper:.1%})"
-    line = f"above the {majority_share:.1%} of always answering {majority!r}"
     return {
         "questions": questions,
         "truncated": answers.truncated,
         "accuracy": accuracy,
         "macro_f1": {"mean": float(macro_f1(confusion)), "interval": macro_f1_interval(confusion)},
-        "majority_option": majority,
-        "majority_share": majority_share,
+        "majority_option": answers.options[occurrences.argmax()],
+        "majority_share": float(occurrences.max() / questions),
         "majority_macro_f1": float(macro_f1(always_majority)),
-        "at_chance": at_chance,
-        "verdict": f"at chance: {measured} is not {line}" if at_chance else f"{measured} is {line}",
         "options": answers.options,
         "confusion": confusion.tolist(),
         "harness": f"lm_eval {version('lm_eval')}",
     }
+
+
+def verdict(task: str, result: dict[str, Any]) -> str:
+    """Say in words how a model compares with the majority baseline, by the interval of its accuracy.
+
+    Args:
+        task: Display name of the task.
+        result: The result of `summarize`.
+    """
+    majority, questions = result["majority_option"], result["questions"]
+    lower, upper = result["accuracy"]["interval"]
+    compared = (
+        f"Accuracy is {result['accuracy']['share']:.1%}; always answering *{majority}* gives "
+        f"{result['majority_share']:.1%}."
+    )
+    if lower > result["majority_share"]:
+        return f"Zero-shot, the model is better at {task} than always answering *{majority}*. {compared}"
+    chosen = np.sum(result["confusion"], axis=0)
+    answers = f"it answers *{result['options'][chosen.argmax()]}* to {chosen.max()} of {questions} questions"
+    if upper < result["majority_share"]:
+        return f"Zero-shot, the model can't do {task}: {answers}. {compared}"
+    return f"Zero-shot, the model is no better at {task} than always answering *{majority}*: {answers}. {compared}"

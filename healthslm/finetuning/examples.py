@@ -95,7 +95,7 @@ def read_examples(
     """Read and encode examples.
 
     Args:
-        patterns: Files, folders, glob patterns or Hub data sets.
+        patterns: Files, folders, glob patterns or Hub datasets.
         context: Maximum length in tokens.
         count: Number of examples to choose at random; None for all.
 

@@ -34,13 +34,13 @@ class FinetuneOptions(CheckedOptions):
     """Folder or Hub name of a causal language model, with its tokenizer."""
     data: list[str]
     """Training examples: JSON Lines or Parquet files, folders or glob patterns of such files, or hub:NAME for the
-    training split of a Hub data set and hub:NAME:SPLIT for another one."""
+    training split of a Hub dataset and hub:NAME:SPLIT for another one."""
     output: Path = field(metadata=_FREE)
     """Folder to write: the adapter, or the model with `--method full`, its tokenizer, README.md and metrics.json."""
     validation: list[str] = field(default_factory=list)
     """Held-out examples to evaluate on, given like `--data`. The weights with the lowest loss on them are kept."""
     prompt: str | None = None
-    """Field of the prompt, or a template with fields in braces, such as "{abstract}\\n\\nTitle:"."""
+    """Field of the prompt, or a template with fields in braces, such as $'{abstract}\\n\\nTitle:' in bash."""
     completion: str | None = None
     """Field or template of the text to learn to write after the prompt. Loss is computed on it alone."""
     messages: str | None = None
@@ -49,7 +49,8 @@ class FinetuneOptions(CheckedOptions):
     """Field or template of plain text. Loss is computed on all of it. By default, the fields `prompt` and `completion`,
     `messages` or `text` are read, whichever the data has."""
     completion_after: str | None = None
-    """Split `--text` into prompt and completion after this text, such as "\\nAnswer:". Rows without it are skipped."""
+    """Split `--text` into prompt and completion after this text, such as $'\\nAnswer:' in bash. Rows without it are
+    skipped."""
     examples: Annotated[int | None, Range(at_least=1)] = None
     """Number of training examples, chosen at random. By default all."""
     validation_examples: Annotated[int | None, Range(at_least=1)] = None

@@ -39,8 +39,8 @@ MODEL_OF_PAGE = (
 _RELATIONS = {"report.json": "quantized", "metrics.json": "finetune"}
 """The files that record the base model, and the Hub's name of the relation to it. "quantized" is its word for the same
 weights in another form."""
-_PLACE = "path/to/this/folder"
-"""What the code in a card calls its folder, which has a name once it is published."""
+_PLACES = ("path/to/this/folder", "OWNER/NAME")
+"""What the code in a card calls its folder and its repository, which have a name once they are published."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,10 @@ def _check_base(folder: Path, base_sha256: str) -> str:
 
 def _card(path: Path, repository: str, base: str, relation: str, local_base: str) -> str:
     """A model card with the Hub's names of the repository and of its base model instead of local folders."""
-    card = ModelCard(path.read_text(encoding="utf-8").replace(_PLACE, repository))
+    text = path.read_text(encoding="utf-8")
+    for place in _PLACES:
+        text = text.replace(place, repository)
+    card = ModelCard(text)
     card.data["base_model"], card.data["base_model_relation"] = base, relation
     if Path(local_base).is_absolute():
         for written in (local_base, markdown.escape(local_base)):
@@ -183,7 +186,7 @@ def _card(path: Path, repository: str, base: str, relation: str, local_base: str
 
 
 def _evaluation_results(root: Path, repository: str) -> bytes:
-    """The evaluation on a data set of the Hub, in the format of `.eval_results/*.yaml`."""
+    """The evaluation on a dataset of the Hub, in the format of `.eval_results/*.yaml`."""
     results = read_json(root / PUBMEDQA_RESULTS)
     if results["inputs"]["model"] != file_sha256(root / WEIGHTS):
         raise UserError(f"{root / PUBMEDQA_RESULTS}: results of other weights: run scripts/evaluate_release.py")

@@ -10,7 +10,7 @@ from healthslm.repository import model_repository
 class PushOptions:
     """Options of `push_to_hub`."""
 
-    repository: str = field(metadata={"positional": True})
+    repository: str = field(metadata={"positional": "OWNER/NAME"})
     """Name of the model repository on the Hub: OWNER/NAME."""
     siblings: dict[str, Path] = field(default_factory=dict)
     """Folders that `export` or `finetune` wrote from this model: {llama: exports/llama} becomes OWNER/NAME-llama."""

@@ -14,9 +14,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from healthslm import markdown, plots
+from healthslm.corpus.sources import UNSTATED
 from healthslm.errors import UserError
 from healthslm.evaluation.generation_quality import MAX_DOCUMENT_TOKENS
+from healthslm.evaluation.memorization import PREFIX_TOKENS
 from healthslm.evaluation.metrics import PUBMED_IDS
+from healthslm.evaluation.question_answering import verdict
 from healthslm.files import file_sha256
 from healthslm.plots import Results
 from healthslm.release.training_data import CORPUS_CARD, TrainingData
@@ -107,6 +110,7 @@ def _value(found: dict[str, Any]) -> float:
 def _context(release: Release) -> dict[str, Any]:
     """The variables of the templates."""
     results, training = release.results, release.training
+    documents = {license: count for license, count, _ in release.data.licenses}
     return results | {
         "name": NAME,
         "plots": plots,
@@ -122,8 +126,11 @@ def _context(release: Release) -> dict[str, Any]:
         "recipe": yaml.safe_dump(training.recipe, sort_keys=False).strip(),
         "passes": training.tokens / release.data.train_tokens,
         "data": release.data,
+        "unstated": documents.get(UNSTATED, 0) / sum(documents.values()),
         "not_measured": [n for n, found in results["baselines"]["models"].items() if "not_measured" in found],
         "max_document_tokens": MAX_DOCUMENT_TOKENS,
+        "prefix_tokens": PREFIX_TOKENS,
+        "verdict": verdict,
         "samples": [_wrap(sample) for sample in results["generation"]["samples"]],
         "software": ", ".join(f"{name} {' and '.join(found)}" for name, found in release.software.items()),
     }

@@ -11,7 +11,7 @@ from healthslm.repository import model_repository
 class ReleaseOptions(EvaluationData):
     """Options of `release`."""
 
-    run: Path = field(metadata={"positional": True})
+    run: Path = field(metadata={"positional": "RUN"})
     """Folder of the training run."""
     model: Path | None = None
     """Folder of the model to release. By default best/ of the run."""

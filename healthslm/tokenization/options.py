@@ -27,7 +27,7 @@ class TokenizeOptions(ExecutorOptions):
     corpus: Path = field(kw_only=True)
     """Corpus folder, written by scripts/build_corpus.py."""
     tokenizer: str = field(kw_only=True)
-    """Folder or Hub id of a fast tokenizer."""
+    """Folder or Hub name of a fast tokenizer."""
     output: Path = field(kw_only=True)
     """Folder to write the tokens to."""
 
@@ -37,7 +37,7 @@ class TokenizerReportOptions:
     """Options of `report_tokenizers`."""
 
     tokenizers: list[str]
-    """Folders or Hub ids of fast tokenizers."""
+    """Folders or Hub names of fast tokenizers."""
     data: list[str]
     """Held-out text: Parquet, JSON Lines or text files, folders or patterns of them."""
     output: Path | None = None

@@ -34,7 +34,7 @@ def report_tokenizers(options: TokenizerReportOptions) -> None:
     tokenizers = {name: open_tokenizer(name) for name in options.tokenizers}
     texts = [text for text in _read_texts(options.data) if text]
     if not tokenizers:
-        raise UserError("tokenizers: give at least one folder or Hub id")
+        raise UserError("tokenizers: give at least one folder or Hub name")
     if not texts:
         raise UserError(f"{' '.join(options.data)}: no document has any text")
     spans = [find_terms(text) for text in texts]
