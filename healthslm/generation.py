@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer,
 from healthslm.errors import UserError
 from healthslm.generation_options import GenerationOptions
 from healthslm.models import by_device, open_model
-from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.encoding import encode_documents, load_tokenizer, separator_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +26,23 @@ def generate(options: GenerationOptions) -> None:
     """Continue prompts and stream the text to standard output.
 
     Raises:
-        UserError: There is no such model, device or prompt file, both kinds of prompts are given, or a prompt exceeds
-            the model's context.
+        UserError: There is no such model, device or prompt file, the file isn't UTF-8, both kinds of prompts are given,
+            or a prompt exceeds the model's context.
     """
     if options.prompt is not None and options.prompts is not None:
         raise UserError("--prompt and --prompts exclude each other: give one of them")
     prompts = [options.prompt or ""]
     if options.prompts is not None:
-        prompts = options.prompts.read_text(encoding="utf-8").splitlines()
+        try:
+            prompts = options.prompts.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{options.prompts}: not UTF-8 text: {error}") from error
     if not prompts:
         raise UserError(f"{options.prompts}: this file contains no prompts")
     tokenizer = load_tokenizer(options.model)
     model = open_model(options.model, options.device)
     # In training, each document follows the separator.
-    inputs = [[separator_id(tokenizer), *ids] for ids in encode_texts(tokenizer, prompts)]
+    inputs = [ids.tolist() for ids in encode_documents(tokenizer, prompts)]
     context = model.config.max_position_embeddings
     check_prompts(inputs, context)
     if max(map(len, inputs)) + options.max_new_tokens > context:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from healthslm.errors import UserError, one_line
@@ -46,13 +47,15 @@ def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
     """Load a trained model in fp32, from a folder or from the Hub.
 
     Raises:
-        UserError: There is no such model or device.
+        UserError: There is no such model or device, or the model is damaged.
     """
     found = find_device(device)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).to(found)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32)
+    # RuntimeError: weights of another shape than the configuration's.
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{source}: can't load a causal language model: {one_line(error)}") from error
+    return model.to(found)
 
 
 def refuse_adapter(source: str) -> None:
@@ -138,10 +141,17 @@ def weights_sha256(source: str) -> str:
     """Checksum of the weights in a folder or of a Hub model. Of a single file, it is the one that sha256sum prints.
 
     Raises:
-        OSError: There is no such model.
+        UserError: There is no such model, or it has no weights.
     """
-    folder = Path(cached_file(source, "config.json")).parent
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(source, allow_patterns="*.safetensors", ignore_patterns="*/*"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source}: no such model: {one_line(error)}") from error
     checksums = [file_sha256(file) for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))]
+    if not checksums:
+        raise UserError(f"{source}: no weights: neither .safetensors nor .bin files")
     if len(checksums) == 1:
         return checksums[0]
     return hashlib.sha256("".join(checksums).encode()).hexdigest()

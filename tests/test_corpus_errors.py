@@ -16,6 +16,7 @@ from folders import contents
 from paths import REPOSITORY, SAMPLE
 from row_files import write_lines
 
+from healthslm.corpus import build as corpus_build
 from healthslm.errors import UserError
 
 
@@ -116,6 +117,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path):
         ({"pubmed": SAMPLE, "min_words": 10_000}, "no training documents are left"),
         ({"pubmed": SAMPLE, "max_bytes": 10}, "max_bytes: must be at least 256, not 10"),
         ({"pubmed": SAMPLE, "held_out": [Path("missing.jsonl")]}, "missing.jsonl: no such file"),
+        ({"pubmed": SAMPLE, "held_out": [Path("hub:some/data:test")]}, "held_out: hub:some/data:test: not a file"),
     ],
 )
 def test_wrong_options_are_rejected(tmp_path, options, message):
@@ -143,6 +145,25 @@ def test_a_small_corpus_without_a_validation_document_is_rejected_with_a_fractio
     assert built.returncode == 0, built.stderr
     splits = Counter(document["split"] for document in read(tmp_path / "corpus").values())
     assert splits["validation"] >= 1 and splits["train"] >= 50
+
+
+def test_signatures_that_another_build_replaces_are_noticed(tmp_path, monkeypatch):
+    """The other build, of the same text with another held-out file, runs between two steps of the first one."""
+    texts = write_lines(tmp_path / "texts.jsonl", [{"id": f"a:{number}", "text": words(number)} for number in range(9)])
+    held_out = write_lines(tmp_path / "held-out.jsonl", [{"id": "a:0", "text": words(0)}])
+    options = {"sources": [str(texts)], "validation_fraction": 0.0}
+    write_drop_list = corpus_build.write_drop_list
+
+    def build_another_corpus(*arguments: Path) -> None:
+        monkeypatch.setattr(corpus_build, "write_drop_list", write_drop_list)
+        build(tmp_path / "other", **options, held_out=[held_out])
+        write_drop_list(*arguments)
+
+    monkeypatch.setattr(corpus_build, "write_drop_list", build_another_corpus)
+    with pytest.raises(UserError, match=f"^{tmp_path}: another build has written to records/ or signatures/ there"):
+        build(tmp_path / "corpus", **options)
+    assert not (tmp_path / "corpus").exists() and len(read(tmp_path / "other")) == 8
+    assert len(build(tmp_path / "corpus", **options)[0]) == 9
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

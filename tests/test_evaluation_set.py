@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -332,6 +333,19 @@ def test_a_file_that_is_not_an_evaluation_set_is_refused(tmp_path: Path) -> None
     (tmp_path / "list.json").write_text(json.dumps([made_entry(1)]))
     with pytest.raises(UserError, match="list.json: not an evaluation set: expected a JSON object"):
         read_evaluation_set(tmp_path / "list.json")
+
+
+def test_a_corpus_is_not_overwritten(sample_folders, fetch, server) -> None:
+    before = (sample_folders.corpus / "report.json").read_bytes()
+    with pytest.raises(UserError, match="corpus: holds other files than a fetched evaluation set"):
+        fetch(range(1, 3), output=sample_folders.corpus)
+    assert (sample_folders.corpus / "report.json").read_bytes() == before and not server.requests
+
+
+def test_an_evaluation_set_is_fetched_again_without_its_responses(server, fetch, tmp_path: Path) -> None:
+    first = fetch(range(1, 3))
+    shutil.rmtree(tmp_path / "out" / "xml")
+    assert fetch(range(1, 3)) == first and len(server.requests) == 2
 
 
 def test_the_script_reports_the_number_of_unchanged_documents(server, run_script, tmp_path: Path) -> None:

@@ -202,11 +202,15 @@ def test_a_folder_with_something_else_is_not_replaced(source, tmp_path):
 
 
 def test_the_report_and_the_card_name_the_model_and_its_bits_per_byte(source, original, tmp_path):
-    texts = [f"{topic}\nA trial of {number} patients." for number, topic in enumerate(["Asthma", "Gout", "Fever"])]
+    texts = [
+        f"{topic}\nA trial of {number} patients." for number, topic in enumerate(["Asthma", "Gout", "Fever", "Pain"])
+    ]
     rows = "".join(json.dumps(dict(zip(("title", "text"), text.split("\n"), strict=True))) + "\n" for text in texts)
     (tmp_path / "data.jsonl").write_text(rows)
-    folder = exported(source, "llama", tmp_path / "llama", base="someone/tiny", data=[str(tmp_path / "data.jsonl")])
+    data = {"data": [str(tmp_path / "data.jsonl")], "documents": 3}
+    folder = exported(source, "llama", tmp_path / "llama", base="someone/tiny", **data)
 
+    texts = texts[:3]
     ids = tokenizer()(texts)["input_ids"]
     score = score_documents(original, [np.array(one) for one in ids], [len(text.encode()) for text in texts])
     report = report_of(folder)
@@ -224,6 +228,13 @@ def test_the_report_and_the_card_name_the_model_and_its_bits_per_byte(source, or
     assert f"| fp32 | {score.bits_per_byte:.4f} | too few documents | +0.0000" in card.text
     assert report["base"]["sha256"] in card.text
     assert "none of it is medical advice" in card.text
+
+
+def test_the_number_of_documents_is_refused_without_documents(source, run_script_here, tmp_path):
+    arguments = ["--model", source, "--format", "llama", "--output", tmp_path / "out", "--documents", 3]
+    done = run_script_here("export", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: --documents: needs --data")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_script_reports_a_wrong_format(source, run_script_here, tmp_path):

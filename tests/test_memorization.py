@@ -35,7 +35,10 @@ def test_a_model_that_has_memorized_its_text_repeats_it_and_needs_fewer_bits():
     assert of_training["exact"]["share"] == 1 and of_training["leading_tokens"]["mean"] == 50
     assert of_training["matching_by_position"] == [1.0] * 50
     assert of_held_out["exact"]["share"] == 0 and of_held_out["matching_tokens"]["mean"] < 0.2
-    bits = [measure_bits(model, found, np.full(4, 100), count=4)["bits_per_byte"] for found in (training, held_out)]
+    bits = [
+        measure_bits(model, found.__getitem__, np.full(4, 100), np.arange(4), count=4)["bits_per_byte"]
+        for found in (training, held_out)
+    ]
     assert bits[0] < 0.5 < 5 < bits[1]
 
 
@@ -45,12 +48,12 @@ def test_bits_per_byte_are_those_of_documents_chosen_by_the_seed():
     with torch.no_grad():
         logits = model(torch.tensor(np.array(texts))).logits[:, :-1].double().log_softmax(-1)
     nats = -logits.gather(-1, torch.tensor(np.array(texts))[:, 1:, None]).sum(dim=(1, 2)).numpy()
-    found = measure_bits(model, texts, sizes, count=40)
+    found = measure_bits(model, texts.__getitem__, sizes, np.arange(30), count=40)
     assert (found["documents"], found["chosen_from"], found["bytes"]) == (30, 30, sizes.sum())
     assert found["bits_per_byte"] == pytest.approx(nats.sum() / math.log(2) / sizes.sum(), rel=1e-5)
     ratios = nats / math.log(2) / sizes
     assert ratios.min() < found["interval"][0] < found["bits_per_byte"] < found["interval"][1] < ratios.max()
-    some = [measure_bits(model, texts, sizes, count=20, seed=seed) for seed in (0, 0, 1)]
+    some = [measure_bits(model, texts.__getitem__, sizes, np.arange(30), count=20, seed=seed) for seed in (0, 0, 1)]
     assert some[0] == some[1] != some[2]
     assert some[0]["documents"] == 20 and some[0]["chosen_from"] == 30
 

@@ -321,10 +321,12 @@ def write_texts(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 def test_the_command_saves_a_precision_and_compares_it(source, tmp_path, run_script_here, monkeypatch):
     monkeypatch.setattr(precisions, "NEW_TOKENS", 2)
-    data = write_texts(tmp_path, [{"title": "A trial", "text": "It helped."}, {"text": ""}, {"text": "Two"}])
+    data = write_texts(
+        tmp_path, [{"title": "A trial", "text": "It helped."}, {"text": ""}, {"text": "Two"}, {"text": "Three"}]
+    )
     done = run_script_here(
         *("quantize", "--model", source, "--precisions", "nf4", "--save", tmp_path / "nf4"),
-        *("--data", data, "--output", tmp_path / "found" / "comparison.json"),
+        *("--data", data, "--documents", 2, "--output", tmp_path / "found" / "comparison.json"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "found/comparison.json").read_text(encoding="utf-8"))
@@ -363,7 +365,19 @@ MISTAKES: dict[str, Callable[[Path, Path, Path], tuple[list[object], str]]] = {
     ),
     "no text": lambda source, narrow, tmp: (
         ["--model", source, "--precisions", "bf16", "--data", write_texts(tmp, [{"title": "A trial"}])],
-        "texts.jsonl: no documents with a column `text`",
+        "texts.jsonl: row 1: no column text or abstract or CONTEXTS; the columns are title",
+    ),
+    "empty text": lambda source, narrow, tmp: (
+        ["--model", source, "--precisions", "bf16", "--data", write_texts(tmp, [{"title": "A trial", "text": ""}])],
+        "texts.jsonl: no document has any text",
+    ),
+    "output without a comparison": lambda source, narrow, tmp: (
+        ["--model", source, "--precisions", "bf16", "--save", tmp / "new", "--output", tmp / "comparison.json"],
+        "--output: needs --data",
+    ),
+    "documents without a comparison": lambda source, narrow, tmp: (
+        ["--model", source, "--precisions", "bf16", "--save", tmp / "new", "--documents", 3],
+        "--documents: needs --data",
     ),
     "folder in use": lambda source, narrow, tmp: (
         ["--model", source, "--precisions", "nf4", "--save", source],

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from release_inputs import DECISIONS, MODEL_CONFIG, held_out_rows, write_inputs
+from row_files import write_lines, write_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,7 +31,9 @@ from healthslm.evaluation.metrics import (
     evaluate_release,
     read_results,
 )
+from healthslm.files import read_json, write_json
 from healthslm.models import make_model
+from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training.packing import PackedSequences
 
@@ -292,6 +296,55 @@ def test_results_of_fine_tuned_models_are_those_of_their_runs_from_these_weights
         evaluate_release(replace(some, model=str(other)))
     evaluate_release(replace(some, model=str(other), finetuned=gone))
     assert json.loads((tmp_path / "finetuning.json").read_text(encoding="utf-8"))["models"] == {}
+
+
+def test_a_model_on_the_hub_is_known_by_its_weights_too(options, tmp_path):
+    """In a cache, which all tests share, as the Hub's client writes it."""
+    name = f"someone/{tmp_path.name}"
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    snapshot = Path(shutil.copytree(options.model, repository / "snapshots" / ("0" * 40)))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    some = replace(options, model=name, baselines={"same": name}, output=tmp_path, only=["finetuning", "baselines"])
+    evaluate_release(some)
+    assert list(read_json(tmp_path / "finetuning.json")["models"]) == ["mentions"]
+    before = read_json(tmp_path / "baselines.json")
+    change_a_weight(snapshot)
+    with pytest.raises(UserError, match=f"this model was fine-tuned from other weights than {name}"):
+        evaluate_release(replace(some, only=["finetuning"]))
+    evaluate_release(replace(some, only=["baselines"], keep=True))
+    assert read_json(tmp_path / "baselines.json") != before
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "message"),
+    [
+        ("held_out", [{"title": "A trial", "text": ""}], "no document has any text"),
+        ("held_out", [{"title": "A trial", "text": 7}], "column text holds 7, where text is expected"),
+        ("held_out", [{"title": "A trial", "text": ["We", "gave"]}], r"column text holds \['We', 'gave'\], where text"),
+        ("held_out", [{"title": "A trial"}], "no document has any text"),
+        ("quantization", [{"text": None}], "no document has any text"),
+        ("generation", [{"text": "We gave aspirin to patients."}], "no document has a title to compare with"),
+        ("minimal_pairs", [{"text": "It is what it is."}], "no sentence has a biomedical term that makes a pair"),
+    ],
+)
+def test_held_out_documents_that_lack_what_a_metric_needs_are_refused(options, tmp_path, metric, rows, message):
+    held_out = write_lines(tmp_path / "few.jsonl", rows)
+    with pytest.raises(UserError, match=f"^{held_out}: {message}"):
+        evaluate_release(replace(options, held_out=held_out, output=tmp_path / "some", only=[metric]))
+    assert not (tmp_path / "some").exists()
+
+
+def test_short_documents_have_no_openings_to_test_for_memorization(options, tmp_path):
+    corpus = tmp_path / "corpus"
+    for split in ("train", "validation", "test"):
+        write_rows(corpus / split / "a.parquet", [{"title": "", "text": "Short.", "kind": "abstract"}])
+    write_json(corpus / "report.json", {})
+    tokens = tmp_path / "tokens"
+    tokenize_corpus(TokenizeOptions(corpus=corpus, tokenizer=options.model, output=tokens, workers=1))
+    some = replace(options, corpus=corpus, tokens=tokens, output=tmp_path / "some", only=["memorization"])
+    with pytest.raises(UserError, match=f"^{tokens}: no documents of 100 tokens in train to evaluate on"):
+        evaluate_release(some)
 
 
 def test_results_that_are_up_to_date_are_kept_on_request(options, tmp_path, monkeypatch):

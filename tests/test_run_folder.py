@@ -10,7 +10,7 @@ import torch
 from row_files import write_lines
 
 from healthslm.training.hardware import describe_hardware
-from healthslm.training.run_folder import TrainingReport, report_training
+from healthslm.training.run_folder import TrainingReport, read_metrics, report_training
 
 
 def write_run(folder: Path, records: list[dict[str, Any]]) -> Path:
@@ -55,6 +55,17 @@ def test_a_recipe_names_the_folder_of_a_starting_model_without_its_path(tmp_path
     report = TrainingReport(RECORDS, {"model": str(tmp_path / "first"), "seed": 0}, [])
     assert report.recipe == {"model": "first"}
     assert replace(report, config={"model": "openai-community/gpt2"}).recipe == {"model": "openai-community/gpt2"}
+
+
+def test_a_line_that_a_crash_has_cut_is_skipped(tmp_path):
+    run = write_run(tmp_path / "run", RECORDS)
+    whole = (run / "metrics.jsonl").read_bytes()
+    last = whole.rindex(b"{")
+    for end in (len(whole) - 1, len(whole) - 9, last + 1, last):
+        (run / "metrics.jsonl").write_bytes(whole[:end])
+        assert read_metrics(run) == RECORDS[:-1]
+    (run / "metrics.jsonl").unlink()
+    assert read_metrics(run) == []
 
 
 def test_hardware_is_described_in_words():

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from row_files import write_rows
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import TokenizersBackend
+from transformers import AutoTokenizer, ByT5Tokenizer, TokenizersBackend
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.errors import UserError
+from healthslm.tokenization.encoding import encode_documents, encode_texts, open_tokenizer, separator_id
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
 from healthslm.tokenization.tokens import TokenizedSplit
 
@@ -125,6 +127,22 @@ def test_the_script_with_two_processes_writes_the_same_bytes(corpus, tokenizer_f
         assert (tmp_path / "tokens" / path).read_bytes() == (tokens / path).read_bytes()
 
 
+@pytest.mark.parametrize("change", ["vocabulary", "separator"])
+def test_another_tokenizer_replaces_the_tokens_of_an_earlier_run(tokenizer_folder, repository, tmp_path, change):
+    other = AutoTokenizer.from_pretrained(tokenizer_folder)
+    if change == "vocabulary":
+        other = get_class_from_dynamic_module("tokenization_healthslm.HealthSLMTokenizer", str(repository))()
+    else:
+        other.eos_token = "<|end|>"
+    other.save_pretrained(tmp_path / "other")
+    write_rows(tmp_path / "corpus" / "train" / "a.parquet", [{"title": "Title", "text": "word line"}])
+    tokenize(tmp_path / "corpus", tokenizer_folder, tmp_path)
+    tokens = TokenizedSplit(tokenize(tmp_path / "corpus", tmp_path / "other", tmp_path), "train")
+    plain = Tokenizer.from_file(str(tmp_path / "other" / "tokenizer.json"))
+    ids = plain.encode("Title\nword line", add_special_tokens=False).ids
+    assert tokens.document(0).tolist() == [other.eos_token_id, *ids]
+
+
 def test_gpt2s_tokenizer_works_too(corpus, test_data, tmp_path):
     gpt2 = test_data / "tokenizers" / "gpt2"
     opened = TokenizedSplit(tokenize(corpus, gpt2, tmp_path), "train")
@@ -214,6 +232,20 @@ def bad_inputs(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str
         f"{broken}: cannot open the tokenizer": (corpus, broken),
         f"{mute}: the tokenizer has no token to separate documents; set its eos_token": (corpus, mute),
     }
+
+
+def test_without_an_end_of_text_the_beginning_of_text_separates(corpus, tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, bos_token="<|user|>", eos_token=None)
+    assert separator_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|user|>") != 0
+    (document,) = encode_documents(tokenizer, ["word <|user|>"])
+    assert document.tolist() == [tokenizer.bos_token_id, *encode_texts(tokenizer, ["word <|user|>"])[0]]
+
+
+def test_a_slow_tokenizer_is_rejected(tmp_path):
+    """This one has no fast form: it has a token for each byte."""
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"^{tmp_path}: not a fast tokenizer"):
+        open_tokenizer(str(tmp_path))
 
 
 def test_bad_input_is_rejected_in_one_line_and_leaves_no_tokens(bad_inputs, tmp_path):

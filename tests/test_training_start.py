@@ -1,8 +1,10 @@
 """How a run starts: from a configuration or weights, with their tokenizer, and which mistakes are named before it."""
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from training_fixtures import weights
 from healthslm.errors import UserError
 from healthslm.models import make_model
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus
+from healthslm.tokenization.tokens import TokenizedSplit
 from healthslm.training import plan, setup
 from healthslm.training.loop import pretrain
+from healthslm.training.setup import fit_to_tokenizer, load_model
 
 pytest_plugins = "training_fixtures"
 pytestmark = pytest.mark.usefixtures("short_runs_are_quick")
@@ -151,6 +155,33 @@ def test_a_run_of_days_on_a_cpu_warns_with_its_hours(pretrain_options, tmp_path,
     hours = float(re.search(r"about ([\d,]+) hours", warning)[1].replace(",", ""))
     operations = plan.flops_per_token(make_model(TINY_MODEL), context=64) * 512
     assert hours == pytest.approx(operations / 100 / torch.get_num_threads() / 3600, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [TINY_MODEL, TINY_GPT2], ids=lambda shape: shape["model_type"])
+def test_layers_with_zero_residual_projections_are_the_identity(pretrain_options, tmp_path, shape):
+    """So a new model predicts about evenly: its loss is the logarithm of the vocabulary size."""
+    options = pretrain_options(tmp_path / "run", model=shape, zero_residual_projections=True)
+    ids = torch.randint(512, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model = load_model(options, None).eval()
+        logits, loss = model(ids).logits, model(ids, labels=ids).loss
+        assert loss.item() == pytest.approx(math.log(512), rel=0.01)
+        del next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[:]
+        assert torch.equal(model(ids).logits, logits)
+        usual = load_model(replace(options, zero_residual_projections=False), None).eval()
+        assert not torch.allclose(usual(ids).logits, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [TINY_MODEL, TINY_GPT2], ids=lambda shape: shape["model_type"])
+def test_a_model_takes_the_special_tokens_of_the_tokenizer(sample_folders, shape):
+    """GPT-2's configuration names 50256, which a small vocabulary doesn't have."""
+    model = make_model(shape | {"pad_token_id": 7})
+    fit_to_tokenizer(model, TokenizedSplit(sample_folders.tokens, "train"), sample_folders.tokenizer)
+    vocabulary = json.loads((sample_folders.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    for config in (model.config, model.generation_config):
+        found = [getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")]
+        assert found == [vocabulary["<|endoftext|>"], vocabulary["<|endoftext|>"], vocabulary["<|pad|>"]]
+        assert 50_256 not in config.to_dict().values()
 
 
 def test_a_run_is_not_overwritten(finished_run, pretrain_options):

@@ -114,7 +114,8 @@ def _plan(
         Screen(criteria, held_out_ngrams),
         signature_writer(signature_files, signature_fingerprints),
     ]
-    select = Call(write_drop_list, signature_files, record_files, held_out_keys, drop_list)
+    kept = [*record_files, *signature_files], [*record_fingerprints, *signature_fingerprints]
+    select = Call(_select, kept, signature_files, record_files, held_out_keys, drop_list)
     write = [
         SourceReader(sources),
         DroppedFilter(drop_list, dropped),
@@ -137,6 +138,21 @@ def _up_to_date(paths: list[Path], fingerprints: list[str]) -> frozenset[int]:
     """Numbers of the files that exist and have the right fingerprint."""
     pairs = zip(paths, fingerprints, strict=True)
     return frozenset(number for number, (path, fingerprint) in enumerate(pairs) if has_fingerprint(path, fingerprint))
+
+
+def _select(kept: tuple[list[Path], list[str]], *arguments: Any) -> None:
+    """Write the documents to drop, and check that what they were selected by is still that of this build.
+
+    Raises:
+        UserError: Another build has replaced records or signatures in the meantime.
+    """
+    write_drop_list(*arguments)
+    if len(_up_to_date(*kept)) < len(kept[0]):
+        folder = kept[0][0].parent.parent
+        raise UserError(
+            f"{folder}: another build has written to records/ or signatures/ there: run the command again once it is "
+            "finished, or give the corpora --output in different folders"
+        )
 
 
 def _finish(

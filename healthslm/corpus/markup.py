@@ -12,7 +12,6 @@ from lxml import etree
 # The exponent of a unit or a variable: a number with any of the plus and minus signs in use.
 _SIGNED_NUMBER = re.compile(r"[+\-\u2010-\u2013\u2212]?\s*\d+(?:[.,/]\d+)?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
-_SCRIPTED = {"msup", "msub", "msubsup", "mover", "munder", "munderover"}
 
 
 def inner_text(element: etree._Element | None) -> str:

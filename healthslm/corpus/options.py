@@ -8,6 +8,8 @@ from healthslm.options import CheckedOptions, ExecutorOptions, NonNegativeInt, O
 
 MAX_CONNECTIONS = 4
 
+HUB_PREFIX = "hub:"
+
 # Names under which other text may hold a document's id, title and text.
 ID_COLUMNS = ("id", "pmid", "PMID")
 TITLE_COLUMNS = ("title", "QUESTION")  # capitals: PubMedQA
@@ -67,3 +69,6 @@ class CorpusOptions(ExecutorOptions):
         if self.validation_fraction + self.test_fraction >= 1:
             problem = f"{self.validation_fraction} and test_fraction {self.test_fraction} leave no training documents"
             raise OptionError("validation_fraction", problem)
+        for path in self.held_out:
+            if str(path).startswith(HUB_PREFIX):  # without a checksum, by which to reuse signatures
+                raise OptionError("held_out", f"{path}: not a file; save the dataset as Parquet or JSON Lines first")

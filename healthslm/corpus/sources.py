@@ -15,12 +15,11 @@ import pyarrow
 import pyarrow.parquet as pq
 from datatrove.data import Document
 
-from healthslm.corpus.options import ID_COLUMNS, TEXT_COLUMNS, TITLE_COLUMNS
-from healthslm.documents import document_id
+from healthslm.corpus.options import HUB_PREFIX, ID_COLUMNS, TEXT_COLUMNS, TITLE_COLUMNS
+from healthslm.documents import document_id, document_text
 from healthslm.errors import UserError, one_line
 from healthslm.files import file_sha256
 
-HUB_PREFIX = "hub:"
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
 UNSTATED = "unstated"
@@ -174,6 +173,27 @@ def _string(value: Any) -> str:
 def _year(value: Any) -> int | None:
     digits = _string(value)
     return int(digits) if len(digits) == 4 and digits.isascii() and digits.isdigit() else None
+
+
+def read_source_texts(patterns: list[str], documents: int | None = None) -> list[str]:
+    """The title, if there is one, and the text of the first documents of sources, by default of all that have a text.
+
+    Args:
+        patterns: See `find_sources`.
+
+    Raises:
+        UserError: A source is missing or cannot be read, or no document has a text.
+    """
+    found = (
+        document_text(document.metadata["title"], document.text)
+        for source in find_sources(patterns)
+        for document in source.read()
+        if document.text
+    )
+    texts = list(itertools.islice(found, documents))
+    if not texts:
+        raise UserError(f"{' '.join(patterns)}: no document has any text")
+    return texts
 
 
 def read_rows(location: str) -> Iterator[Row]:

@@ -36,13 +36,14 @@ from healthslm.corpus.splits import ChunkSplitter
 from healthslm.documents import DOCUMENT_SCHEMA, document_text
 from healthslm.errors import UserError
 from healthslm.evaluation.options import FetchOptions
-from healthslm.files import file_sha256, read_json, remove_partials, replacing, write_json
+from healthslm.files import check_output_folder, file_sha256, read_json, remove_partials, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("validation", "test")
 DOCUMENTS = "documents.parquet"
 REPORT = "report.json"
+RESPONSES = "xml"
 BATCH_RECORDS = 200  # per request; more would need a POST request
 PAUSE = 0.35  # seconds before each request
 
@@ -119,11 +120,17 @@ def fetch_evaluation_set(options: FetchOptions) -> None:
     again, remove xml/.
 
     Raises:
-        UserError: The set can't be read, or NCBI doesn't respond after all retries.
+        UserError: The output folder holds other files, the set can't be read, or NCBI doesn't respond after all
+            retries.
     """
+    check_output_folder(
+        options.output,
+        "a fetched evaluation set",
+        lambda folder: any((folder / name).exists() for name in (DOCUMENTS, RESPONSES)),
+    )
     published = read_evaluation_set(options.ids)
     logger.info(TERMS)
-    for folder in (options.output, options.output / "xml"):
+    for folder in (options.output, options.output / RESPONSES):
         remove_partials(folder)
     pmids = sorted({_pmid(entry) for entry in published.documents})
     rows = _documents(_fetch_records(pmids, options), published.settings)
@@ -185,7 +192,7 @@ def _fetch_records(pmids: Sequence[int], options: FetchOptions) -> Iterator[Reco
         for start in range(0, len(pmids), BATCH_RECORDS):
             batch = pmids[start : start + BATCH_RECORDS]
             ids = ",".join(map(str, batch))
-            path = options.output / "xml" / f"{_sha256(ids)[:16]}.xml"
+            path = options.output / RESPONSES / f"{_sha256(ids)[:16]}.xml"
             if not path.exists():
                 query = urlencode({"db": "pubmed", "id": ids, "rettype": "xml", "retmode": "xml"} | sender)
                 _fetch(session, f"{address}?{query}", path, f"{address}: {len(batch)} records from PMID {batch[0]}")

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from healthslm.corpus.signatures import ngram_hashes
-from healthslm.generation import GenerationOptions, complete_prompts, continue_prompts, up_to_separator
+from healthslm.generation import complete_prompts, continue_prompts, up_to_separator
+from healthslm.generation_options import GenerationOptions
 from healthslm.models import by_device
 from healthslm.sentences import sentence_end
 from healthslm.statistics import mean

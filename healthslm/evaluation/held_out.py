@@ -31,9 +31,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from healthslm.bits_per_byte import token_bits
 from healthslm.documents import document_text
 from healthslm.errors import UserError
-from healthslm.models import Device, open_model
+from healthslm.models import open_model
+from healthslm.options import Device
 from healthslm.statistics import RESAMPLES, bootstrap_interval
-from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.encoding import encode_documents, load_tokenizer
 
 FEWEST_DOCUMENTS = 20
 CATEGORIES = ("BACKGROUND", "OBJECTIVE", "METHODS", "RESULTS", "CONCLUSIONS")
@@ -77,15 +78,10 @@ def measure_held_out(
     if not documents:
         raise UserError("no held-out documents to evaluate on")
     texts = [document_text(document.get("title") or "", document["text"]) for document in documents]
-    token_ids = encode_texts(tokenizer, texts)
+    encoded = encode_documents(tokenizer, texts)
     context = context or model.config.max_position_embeddings
-    bits = token_bits(
-        model,
-        [np.array([separator_id(tokenizer), *ids]) for ids in token_ids],
-        context=context,
-        batch_tokens=batch_tokens,
-        progress=progress,
-    )
+    bits = token_bits(model, encoded, context=context, batch_tokens=batch_tokens, progress=progress)
+    token_ids = [ids[1:].tolist() for ids in encoded]
     total, by_decade, by_section = _group_costs(tokenizer, documents, texts, token_ids, bits)
 
     def summarize(group: Costs) -> dict[str, Any]:
@@ -153,6 +149,23 @@ def summarize_costs(costs: np.ndarray, resamples: int = RESAMPLES) -> dict[str, 
         "bits_per_byte": float(bits.sum() / sizes.sum()),
         "interval": list(bootstrap_interval(bits, sizes, resamples)) if len(costs) >= FEWEST_DOCUMENTS else None,
     }
+
+
+def compare_costs(bits: np.ndarray, baseline: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    """Bits per byte of documents, and how much they differ from a baseline on the same documents.
+
+    Args:
+        bits: (documents,)
+        baseline: (documents,), the bits of the same documents under another model.
+        sizes: (documents,), in UTF-8 bytes.
+
+    Returns:
+        `bits_per_byte` and `interval`, and the same of the additional bits per byte, whose interval is paired, in
+        `difference`.
+    """
+    score, more = (summarize_costs(np.stack([costs, sizes], axis=1)) for costs in (bits, bits - baseline))
+    names = ("bits_per_byte", "interval")
+    return {name: score[name] for name in names} | {"difference": {name: more[name] for name in names}}
 
 
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> np.ndarray | None:

@@ -34,8 +34,9 @@ OPENING_TOKENS = 1 + PREFIX_TOKENS + CONTINUATION_TOKENS  # including the separa
 
 def measure_bits(
     model: PreTrainedModel,
-    documents: Sequence[np.ndarray],
+    document: Callable[[int], np.ndarray],
     document_bytes: np.ndarray,
+    numbers: np.ndarray,
     count: int,
     seed: int = 0,
     **settings: int | bool | None,
@@ -43,16 +44,17 @@ def measure_bits(
     """Bits per byte of `count` randomly chosen documents, or of all documents if there are fewer.
 
     Args:
-        documents: Token ids of each document, starting with the separator.
+        document: Returns the tokens of a document by its index, see `choose_openings`.
         document_bytes: (documents,), size of each document in UTF-8 bytes.
+        numbers: Indices of the documents to choose from.
         settings: Further arguments of `document_bits`.
 
     Returns:
         `chosen_from`, the number of documents, and the result of `healthslm.evaluation.held_out.summarize_costs`.
     """
-    chosen = np.random.default_rng(seed).permutation(len(documents))[:count]
-    bits = document_bits(model, [documents[number] for number in chosen], **settings)
-    return {"chosen_from": len(documents), **summarize_costs(np.stack([bits, document_bytes[chosen]], axis=1))}
+    chosen = np.random.default_rng(seed).permutation(numbers)[:count]
+    bits = document_bits(model, [document(int(number)) for number in chosen], **settings)
+    return {"chosen_from": len(numbers), **summarize_costs(np.stack([bits, document_bytes[chosen]], axis=1))}
 
 
 def choose_openings(

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 import healthslm
 from healthslm.corpus.reader import read_kinds, read_texts, split_files
@@ -45,9 +44,9 @@ from healthslm.evaluation.options import ReleaseEvaluationOptions
 from healthslm.evaluation.precisions import compare_precisions
 from healthslm.evaluation.question_answering import measure_hub_tasks, measure_pubmedqa
 from healthslm.files import file_sha256, read_json, write_json
-from healthslm.models import find_device, open_model
+from healthslm.models import find_device, open_model, weights_sha256
 from healthslm.quantization import available_precisions
-from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.encoding import encode_documents, load_tokenizer, separator_id
 from healthslm.tokenization.tokens import INFO_FILE, TokenizedSplit
 from healthslm.training.run_folder import TrainingReport, report_training, tokens_seen
 
@@ -61,12 +60,19 @@ _RECORD = ("version", "inputs", "software")
 class Tokenized(NamedTuple):
     """Tokenized documents of the corpus."""
 
-    documents: list[np.ndarray]
-    """Token ids of each document, starting with the separator."""
+    splits: list[TokenizedSplit]
     bytes: np.ndarray
     """(documents,), size of each text in UTF-8 bytes."""
     kinds: np.ndarray
     """(documents,), such as "abstract"."""
+
+    def document(self, index: int) -> np.ndarray:
+        """Token ids of a document, starting with the separator."""
+        for split in self.splits:
+            if index < len(split):
+                return split.document(index)
+            index -= len(split)
+        raise IndexError(index)
 
 
 class Subject:
@@ -85,7 +91,14 @@ class Subject:
 
     @cached_property
     def held_out(self) -> list[Row]:
-        return list(read_rows(str(self.options.held_out)))
+        file = self.options.held_out
+        rows = [row for row in read_rows(str(file)) if row.get("text")]
+        if not rows:
+            raise UserError(f"{file}: no document has any text")
+        for row in rows:
+            if not isinstance(row["text"], str):
+                raise UserError(f"{file}: column text holds {str(row['text'])[:40]}, where text is expected")
+        return rows
 
     @cached_property
     def held_out_texts(self) -> list[str]:
@@ -115,8 +128,7 @@ class Subject:
                 f"{tokens}: not the tokens of {corpus}: {sum(map(len, found)):,} documents instead of {len(kinds):,} "
                 f"in {' and '.join(splits)}; tokenize the corpus again"
             )
-        documents = [split.document(index) for split in found for index in range(len(split))]
-        return Tokenized(documents, np.concatenate([split.document_bytes for split in found]), np.array(kinds))
+        return Tokenized(found, np.concatenate([split.document_bytes for split in found]), np.array(kinds))
 
     def documents_read(self) -> np.ndarray:
         """Indices of the training documents whose opening the model has read: all of them if the run is unknown."""
@@ -139,12 +151,12 @@ def _training_read(subject: Subject) -> dict[str, Any] | None:
 
 
 def _weights(model: str) -> str:
-    """The checksum of a folder's weights. A Hub model is identified by its name, and a missing folder by its last two
-    path components."""
-    path = Path(model) / SAFE_WEIGHTS_NAME
-    if path.is_file():
-        return file_sha256(path)
-    return "/".join(Path(model).parts[-2:])
+    """The checksum of a model's weights, or if there is none, the name of the Hub model or the last two components of
+    the folder's path."""
+    try:
+        return weights_sha256(model)
+    except UserError:
+        return "/".join(Path(model).parts[-2:])
 
 
 INPUTS: dict[str, Callable[[Subject], Any]] = {
@@ -293,6 +305,8 @@ def minimal_pairs(subject: Subject) -> dict[str, Any]:
 
     def measure(similarity: np.ndarray | None = None) -> dict[str, Any]:
         pairs = build_pairs(subject.held_out, terms, counts, subject.tokenizer, similarity=similarity)
+        if not pairs:
+            raise UserError(f"{subject.options.held_out}: no sentence has a biomedical term that makes a pair")
         scores = score_pairs(subject.model, subject.tokenizer, pairs, progress=True)
         return {"scores": scores, "pairs": [pair.to_dict() for pair in pairs]}
 
@@ -313,8 +327,10 @@ def pubmedqa(subject: Subject) -> dict[str, Any]:
 def generation(subject: Subject) -> dict[str, Any]:
     """Properties of generated documents and titles, with five samples."""
     model, tokenizer, count = subject.model, subject.tokenizer, subject.options.documents
-    generated = generate_documents(model, tokenizer, count, seed=0, progress=True)
     titled = [row for row in subject.held_out if row.get("title")][:count]
+    if not titled:
+        raise UserError(f"{subject.options.held_out}: no document has a title to compare with")
+    generated = generate_documents(model, tokenizer, count, seed=0, progress=True)
     abstracts = [row["text"] for row in titled]
     titles = generate_titles(model, tokenizer, abstracts, progress=True)
     return {
@@ -333,23 +349,26 @@ def memorization(subject: Subject) -> dict[str, Any]:
     The held-out documents are those of the corpus's validation and test splits, which come from the same sources.
     """
     count, separator = subject.options.documents, separator_id(subject.tokenizer)
-    found = {}
+    chosen = {}
     for name, splits in (("training", ("train",)), ("held_out", ("validation", "test"))):
-        documents, sizes, kinds = subject.tokenized(splits)
-        numbers = subject.documents_read() if name == "training" else np.arange(len(documents))
-        abstracts = numbers[kinds[numbers] == "abstract"]
-        if not len(abstracts):
-            raise UserError(f"{subject.options.tokens}: no abstracts in {' and '.join(splits)} to evaluate on")
-        openings = choose_openings(documents.__getitem__, numbers, 2 * count)
-        written = continue_greedily(subject.model, openings, separator, progress=True)
-        found[name] = {
+        documents = subject.tokenized(splits)
+        numbers = subject.documents_read() if name == "training" else np.arange(len(documents.bytes))
+        abstracts = numbers[documents.kinds[numbers] == "abstract"]
+        openings = choose_openings(documents.document, numbers, 2 * count)
+        for needed, what in ((abstracts, "abstracts"), (openings, f"documents of {OPENING_TOKENS - 1} tokens")):
+            if not len(needed):
+                raise UserError(f"{subject.options.tokens}: no {what} in {' and '.join(splits)} to evaluate on")
+        chosen[name] = documents, numbers, abstracts, openings
+    return {
+        name: {
             "chosen_from": len(numbers),
-            **measure_matches(written, openings),
+            **measure_matches(continue_greedily(subject.model, openings, separator, progress=True), openings),
             "abstracts": measure_bits(
-                subject.model, [documents[number] for number in abstracts], sizes[abstracts], count, progress=True
+                subject.model, documents.document, documents.bytes, abstracts, count, progress=True
             ),
         }
-    return found
+        for name, (documents, numbers, abstracts, openings) in chosen.items()
+    }
 
 
 @metric("model", "held_out", "documents", version=1)
@@ -359,7 +378,7 @@ def quantization(subject: Subject) -> dict[str, Any]:
     return compare_precisions(
         subject.options.model,
         available_precisions(),
-        [np.array([separator_id(subject.tokenizer), *ids]) for ids in encode_texts(subject.tokenizer, texts)],
+        encode_documents(subject.tokenizer, texts),
         [len(text.encode()) for text in texts],
         find_device(subject.options.device),
         progress=True,

@@ -51,7 +51,7 @@ from healthslm.bits_per_byte import document_bits
 from healthslm.documents import document_text, hash_key
 from healthslm.sentences import sentence_end
 from healthslm.statistics import share
-from healthslm.tokenization.encoding import encode_texts, separator_id
+from healthslm.tokenization.encoding import encode_documents, encode_texts
 
 KINDS = ("drugs", "diseases", "genes", "anatomy")
 NEAREST = 5
@@ -236,7 +236,7 @@ def build_pairs(
     """Build the pairs of held-out documents, as defined above.
 
     Args:
-        documents: Documents with `title` and `text`.
+        documents: Documents with `text` and, optionally, `title`.
         counts: From the result of `count_terms`.
         tokenizer: Defines the lengths of terms. Models with any tokenizer can be compared on the same pairs.
         similarity: (terms, terms), the result of `similarities`, for the harder set.
@@ -263,7 +263,7 @@ def build_pairs(
 
     pairs = []
     for row in documents:
-        text = document_text(row["title"] or "", row["text"])
+        text = document_text(row.get("title") or "", row["text"])
         document = hashlib.sha256(text.encode()).hexdigest()
         usable = defaultdict(list)
         for mention in finder.find(text):
@@ -310,13 +310,14 @@ def score_pairs(
     Returns:
         For "all" and each kind that has pairs: `pairs`, their number; `same_tokens`, the share of pairs whose terms
         have the same number of tokens; and `win_rate`, `without_context` and `more_frequent`, each {"share": …,
-        "interval": [lower, upper]} with its 95% interval.
+        "interval": [lower, upper]} with its 95% interval. The intervals of "all" take pairs as independent,
+        although a document can have one of each kind.
     """
 
     def bits(texts: list[tuple[str, str]]) -> np.ndarray:
         """(pairs, 2): the bits of the original text and of the other one."""
         flat = [text for both in texts for text in both]
-        documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, flat)]
+        documents = encode_documents(tokenizer, flat)
         return document_bits(model, documents, batch_tokens=batch_tokens, progress=progress).reshape(-1, 2)
 
     wins = {

@@ -53,8 +53,12 @@ class QuantizationOptions(CheckedOptions):
         super().__post_init__()
         if self.save is not None and len(self.precisions) != 1:
             raise OptionError("save", "needs one precision, such as --precisions nf4")
-        if self.save is None and not self.data:
-            raise OptionError("data", "is needed to compare precisions; or save one with --save")
+        if not self.data:
+            if self.save is None:
+                raise OptionError("data", "is needed to compare precisions; or save one with --save")
+            for name in ("documents", "output"):
+                if getattr(self, name) is not None:
+                    raise OptionError(name, "needs --data")
 
 
 @dataclass

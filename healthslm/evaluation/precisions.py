@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from healthslm.bits_per_byte import document_bits
-from healthslm.evaluation.held_out import summarize_costs
+from healthslm.evaluation.held_out import compare_costs
 from healthslm.generation import GREEDY, continue_prompts
 from healthslm.options import Precision
 from healthslm.quantization import open_in_precision, save_in_precision
@@ -76,14 +76,11 @@ def compare_precisions(
         bits = document_bits(opened, documents, progress=progress)
         if precision == "fp32":
             parameters, baseline = opened.num_parameters(), bits
-        score, more = (summarize_costs(np.stack([costs, sizes], axis=1)) for costs in (bits, bits - baseline))
         found[precision] = {
             "file_bytes": file_bytes,
             "memory_bytes": opened.get_memory_footprint(),
             "tokens_per_second": _tokens_per_second(opened, separator),
-            "bits_per_byte": score["bits_per_byte"],
-            "interval": score["interval"],
-            "difference": {name: more[name] for name in ("bits_per_byte", "interval")},
+            **compare_costs(bits, baseline, sizes),
         }
     return {
         "parameters": parameters,

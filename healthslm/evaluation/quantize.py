@@ -5,16 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from healthslm.corpus.sources import read_source_texts
 from healthslm.errors import UserError
-from healthslm.evaluation.evaluate import read_held_out
 from healthslm.evaluation.options import QuantizationOptions
 from healthslm.evaluation.precisions import compare_precisions
 from healthslm.files import write_json
 from healthslm.models import find_device, open_model, refuse_adapter
 from healthslm.quantization import available_precisions, check_precision, save_in_precision
-from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.encoding import encode_documents, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ def quantize(options: QuantizationOptions) -> None:
     precisions = options.precisions or available_precisions()
     for precision in precisions:
         check_precision(model, precision)
-    texts = read_held_out(options.data, options.documents) if options.data else []
+    texts = read_source_texts(options.data, options.documents) if options.data else []
     if options.output is not None:
         _check_writable(options.output)
 
@@ -45,7 +43,7 @@ def quantize(options: QuantizationOptions) -> None:
         result = compare_precisions(
             options.model,
             precisions,
-            [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)],
+            encode_documents(tokenizer, texts),
             [len(text.encode()) for text in texts],
             device,
             progress=True,

@@ -18,7 +18,8 @@ import numpy as np
 
 from healthslm.errors import one_line
 from healthslm.evaluation.lm_eval_tasks import FOLDER
-from healthslm.models import Device, by_device, open_model
+from healthslm.models import by_device, open_model
+from healthslm.options import Device
 from healthslm.statistics import macro_f1, macro_f1_interval, share
 from healthslm.tokenization.encoding import load_tokenizer
 
@@ -53,16 +54,13 @@ class Answers:
         return counts
 
 
-def measure_pubmedqa(
-    model_source: str | Path, file: Path, limit: int | None = None, device: Device = "cpu"
-) -> dict[str, Any]:
+def measure_pubmedqa(model_source: str | Path, file: Path, device: Device = "cpu") -> dict[str, Any]:
     """Evaluate a model on PubMedQA (Jin et al., EMNLP 2019): each question follows its abstract without the conclusion.
 
     Args:
         model_source: Folder or Hub name of a causal language model, with its tokenizer.
         file: JSON Lines with QUESTION, CONTEXTS and final_decision, such as the 500 questions of the official test
             split.
-        limit: Number of questions, from the first one. Defaults to all.
         device: Where the model runs.
 
     Returns:
@@ -72,17 +70,14 @@ def measure_pubmedqa(
         UserError: There is no such model, device or file, or a row of the file is not a question of PubMedQA.
     """
     task = pubmedqa_task(file)
-    return summarize(ask(open_for_harness(model_source, device), task, limit))
+    return summarize(ask(open_for_harness(model_source, device), task))
 
 
-def measure_hub_tasks(
-    model_source: str | Path, limit: int | None = None, device: Device = "cpu"
-) -> dict[str, dict[str, Any]]:
+def measure_hub_tasks(model_source: str | Path, device: Device = "cpu") -> dict[str, dict[str, Any]]:
     """Evaluate a model on MedQA (4 options) and MedMCQA, if their questions are available from the Hub.
 
     Args:
         model_source: Folder or Hub name of a causal language model, with its tokenizer.
-        limit: Number of questions of each task, from the first one. Defaults to all.
         device: Where the model runs.
 
     Returns:
@@ -100,7 +95,7 @@ def measure_hub_tasks(
             logger.info("%s: skipped, its questions are not available", name)
             results[name] = {"not_reached": one_line(error)}
         else:
-            results[name] = summarize(ask(model, task, limit))
+            results[name] = summarize(ask(model, task))
     return results
 
 
@@ -140,11 +135,11 @@ def open_for_harness(model_source: str | Path, device: Device = "cpu") -> "HFLM"
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=by_device(model, cpu=4, gpu=16))
 
 
-def ask(model: "HFLM", task: "TaskDict", limit: int | None = None) -> Answers:
-    """Ask a model the questions of a task, or the first `limit` of them."""
+def ask(model: "HFLM", task: "TaskDict") -> Answers:
+    """Ask a model the questions of a task."""
     from lm_eval import evaluate
 
-    (samples,) = evaluate(lm=model, task_dict=task, limit=limit, bootstrap_iters=0)["samples"].values()
+    (samples,) = evaluate(lm=model, task_dict=task, bootstrap_iters=0)["samples"].values()
     samples.sort(key=lambda sample: sample["doc_id"])
     options = [continuation.strip() for _, continuation in samples[0]["arguments"]]
     targets = [sample["target"] for sample in samples]

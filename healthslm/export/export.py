@@ -8,8 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from healthslm.bits_per_byte import document_bits
-from healthslm.evaluation.evaluate import read_held_out
-from healthslm.evaluation.held_out import summarize_costs
+from healthslm.corpus.sources import read_source_texts
+from healthslm.evaluation.held_out import compare_costs
 from healthslm.export.card import write_card
 from healthslm.export.check import Form, Runtime, TransformersRuntime, compare
 from healthslm.export.llama import to_llama
@@ -17,7 +17,7 @@ from healthslm.export.options import ExportOptions
 from healthslm.export.source import find_source
 from healthslm.files import check_output_folder, replacing, write_json
 from healthslm.models import open_model
-from healthslm.tokenization.encoding import encode_texts, load_tokenizer, separator_id
+from healthslm.tokenization.encoding import encode_documents, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def export(options: ExportOptions) -> None:
     write = getattr(importlib.import_module(f"healthslm.export.{options.format}"), f"write_{options.format}")
     tokenizer, model = load_tokenizer(options.model), open_model(options.model)
     llama = to_llama(model)
-    texts = read_held_out(options.data, options.documents) if options.data else []
+    texts = read_source_texts(options.data, options.documents) if options.data else []
     source = find_source(options.model, options.base)
     original = TransformersRuntime(model, tokenizer)
 
@@ -71,13 +71,7 @@ def _check(original: Runtime, runtime: Runtime, form: Form) -> dict[str, Any]:
 def _score(runtimes: dict[str, Runtime], texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Bits per byte of each form, and its difference to the first one, with paired 95% intervals."""
     sizes = np.array([len(text.encode()) for text in texts])
-    documents = [np.array([separator_id(tokenizer), *ids]) for ids in encode_texts(tokenizer, texts)]
+    documents = encode_documents(tokenizer, texts)
     costs = {name: document_bits(runtime, documents, progress=True) for name, runtime in runtimes.items()}
-    found = {}
-    for name, bits in costs.items():
-        score, more = (
-            summarize_costs(np.stack([values, sizes], axis=1)) for values in (bits, bits - costs["original"])
-        )
-        found[name] = {key: score[key] for key in ("bits_per_byte", "interval")}
-        found[name]["difference"] = {key: more[key] for key in ("bits_per_byte", "interval")}
+    found = {name: compare_costs(bits, costs["original"], sizes) for name, bits in costs.items()}
     return {"documents": len(texts), "bytes": int(sizes.sum()), "forms": found}

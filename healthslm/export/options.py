@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from healthslm.options import CheckedOptions, Range
+from healthslm.options import CheckedOptions, OptionError, Range
 
 Format = Literal["llama", "gguf", "onnx"]
 
@@ -27,3 +27,8 @@ class ExportOptions(CheckedOptions):
     columns `title` and `text`, or folders or glob patterns of such files."""
     documents: Annotated[int | None, Range(at_least=1)] = None
     """Number of documents to evaluate on, from the first one. By default all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.documents is not None and not self.data:
+            raise OptionError("documents", "needs --data")

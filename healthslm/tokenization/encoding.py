@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from healthslm.errors import UserError
@@ -65,3 +66,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], **more: bool) -
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The token ids of each text, see `encode`."""
     return encode(tokenizer, texts)["input_ids"]
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
+    """The separator and the token ids of each text, see `encode`."""
+    separator = separator_id(tokenizer)
+    return [np.array([separator, *ids]) for ids in encode_texts(tokenizer, texts)]

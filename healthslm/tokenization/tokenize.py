@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
+from transformers import PreTrainedTokenizerBase
 
 from healthslm.corpus.reader import read_texts, split_files
 from healthslm.documents import SPLITS
@@ -51,12 +52,13 @@ def tokenize_corpus(options: TokenizeOptions) -> None:
     with naming_full_disk(work.folder), tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         sums = {str(path): file_sha256(path) for paths in files.values() for path in paths}
-        work.open(make_fingerprint(TOKENS_VERSION, tokenizer_sha256(Path(saved)), sums))
+        fingerprint = make_fingerprint(TOKENS_VERSION, tokenizer_sha256(Path(saved)), separator_id(tokenizer), sums)
+        work.open(fingerprint)
         tokenizer.save_pretrained(work.output / TOKENIZER_FOLDER)
         for split in files:
             (work.output / split).mkdir(exist_ok=True)
         inputs = [(path.absolute(), work.output / split) for split, paths in files.items() for path in paths]
-        writer = TokenWriter(inputs, work.output / TOKENIZER_FOLDER)
+        writer = TokenWriter(inputs, work.output / TOKENIZER_FOLDER, fingerprint)
         steps = [
             Step("tokenize", [writer], len(inputs), work.finished("tokenize")),
             Step("finish", [Call(_finish, work, files)], 1),
@@ -87,7 +89,10 @@ def _finish(work: WorkFolder, files: dict[str, list[Path]]) -> None:
     work.publish()
 
 
-_load_once = cache(load_tokenizer)  # once per process
+@cache
+def _load_once(folder: Path, fingerprint: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer once per run and process: another run may write another tokenizer to the same folder."""
+    return load_tokenizer(str(folder))
 
 
 class TokenWriter(PipelineStep):
@@ -96,14 +101,15 @@ class TokenWriter(PipelineStep):
     name = "tokens"
     type = "💾 - WRITER"
 
-    def __init__(self, tasks: list[tuple[Path, Path]], tokenizer_folder: Path):
+    def __init__(self, tasks: list[tuple[Path, Path]], tokenizer_folder: Path, fingerprint: str):
         super().__init__()
         self.tasks = tasks
         self.tokenizer_folder = tokenizer_folder
+        self.fingerprint = fingerprint
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes already use all cores
-        tokenizer = _load_once(str(self.tokenizer_folder))
+        tokenizer = _load_once(self.tokenizer_folder, self.fingerprint)
         separator, dtype = separator_id(tokenizer), token_dtype(len(tokenizer))
         corpus_file, folder = self.tasks[rank]
         lengths, text_bytes = array("q"), array("q")

@@ -1,6 +1,5 @@
 """Training the tokenizer: the architecture is `HealthSLMTokenizer`, the vocabulary comes from a training split."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from healthslm.corpus.reader import count_documents, read_texts, split_files
 from healthslm.errors import UserError
-from healthslm.files import check_output_folder, replacing, write_json
+from healthslm.files import check_output_folder, file_sha256, replacing, write_json
 from healthslm.options import OptionError
 from healthslm.repository import model_repository
 from healthslm.tokenization.encoding import encode_texts
@@ -51,7 +50,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     validation = count_tokens(tokenizer, split_files(options.corpus, "validation"))
     report = {
         "vocab_size": len(tokenizer),
-        "train_files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "train_files": {path.name: file_sha256(path) for path in files},
         "validation": validation,
     }
     with replacing(options.output) as folder:

@@ -3,15 +3,13 @@
 Terms are found in the text itself (see `healthslm.tokenization.terms`), so they do not depend on a tokenizer.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from healthslm.corpus.sources import find_sources
-from healthslm.documents import document_text
+from healthslm.corpus.sources import read_source_texts
 from healthslm.errors import UserError
 from healthslm.files import write_json
 from healthslm.tokenization.encoding import encode, open_tokenizer
@@ -32,11 +30,9 @@ def report_tokenizers(options: TokenizerReportOptions) -> None:
     if options.output is not None and options.output.is_dir():
         raise UserError(f"{options.output}: is a folder, but the output is a file; choose another path")
     tokenizers = {name: open_tokenizer(name) for name in options.tokenizers}
-    texts = [text for text in _read_texts(options.data) if text]
     if not tokenizers:
         raise UserError("tokenizers: give at least one folder or Hub name")
-    if not texts:
-        raise UserError(f"{' '.join(options.data)}: no document has any text")
+    texts = read_source_texts(options.data)
     spans = [find_terms(text) for text in texts]
     report = {
         "data": options.data,
@@ -50,13 +46,6 @@ def report_tokenizers(options: TokenizerReportOptions) -> None:
     if options.output is not None:
         write_json(options.output, report)
     print(format_report(report))
-
-
-def _read_texts(patterns: list[str]) -> Iterator[str]:
-    for source in find_sources(patterns):
-        for document in source.read():
-            if document.text:
-                yield document_text(document.metadata["title"], document.text)
 
 
 def tokens_per_term(offsets: list[tuple[int, int]], terms: np.ndarray) -> np.ndarray:

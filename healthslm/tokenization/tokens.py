@@ -10,7 +10,6 @@ A document here is a row of the corpus, so a chunk of a long document is one too
 runs on a minimal installation.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from healthslm.errors import UserError
-from healthslm.files import read_json
+from healthslm.files import file_sha256, read_json
 
 INFO_FILE = "tokens.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -29,7 +28,7 @@ def tokenizer_sha256(folder: Path) -> str:
     """SHA-256 of a folder's tokenizer.json, in hexadecimal."""
     path = folder / "tokenizer.json"
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
