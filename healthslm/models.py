@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # for one file of weights, between our own bars
 
 _RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def find_device(device: Device) -> torch.device:
@@ -54,7 +54,9 @@ def open_model(source: str | Path, device: Device = "cpu") -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True, dtype=torch.float32)
     # RuntimeError: weights of another shape than the configuration's.
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{source}: can't load a causal language model: {one_line(error)}") from error
+        # A clone without git-lfs has small text files in the place of weights.
+        cure = "; get the file again, with `git lfs pull` in a clone" if isinstance(error, SafetensorError) else ""
+        raise UserError(f"{source}: can't load a causal language model: {one_line(error)}{cure}") from error
     return model.to(found)
 
 
@@ -143,18 +145,15 @@ def weights_sha256(source: str) -> str:
     Raises:
         UserError: There is no such model, or it has no weights.
     """
-    folder = Path(source)
-    if not folder.is_dir():
+    for pattern in _WEIGHT_FILES:
         try:
-            folder = Path(snapshot_download(source, allow_patterns="*.safetensors", ignore_patterns="*/*"))
+            folder = source if Path(source).is_dir() else snapshot_download(source, allow_patterns=pattern)
         except (OSError, ValueError) as error:
             raise UserError(f"{source}: no such model: {one_line(error)}") from error
-    checksums = [file_sha256(file) for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))]
-    if not checksums:
-        raise UserError(f"{source}: no weights: neither .safetensors nor .bin files")
-    if len(checksums) == 1:
-        return checksums[0]
-    return hashlib.sha256("".join(checksums).encode()).hexdigest()
+        checksums = [file_sha256(file) for file in sorted(Path(folder).glob(pattern))]
+        if checksums:
+            return checksums[0] if len(checksums) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
+    raise UserError(f"{source}: no weights: neither .safetensors nor .bin files")
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:
@@ -163,7 +162,7 @@ def accepts(model: PreTrainedModel, argument: str) -> bool:
 
 
 def _is_folder_without_weights(source: str) -> bool:
-    return Path(source).is_dir() and not any((Path(source) / name).exists() for name in _WEIGHT_FILES)
+    return Path(source).is_dir() and not any(any(Path(source).glob(pattern)) for pattern in _WEIGHT_FILES)
 
 
 def _config_of_type(model_type: str | None = None, **overrides: Any) -> PreTrainedConfig:

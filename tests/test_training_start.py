@@ -32,6 +32,16 @@ def test_training_starts_from_the_weights_of_a_folder(finished_run, pretrain_opt
     assert weights(tmp_path / "further/best") == weights(finished_run / "best")
 
 
+def test_weights_in_another_format_are_trained_further_too(tmp_path):
+    """They must not be taken for a folder without weights, which starts from new ones."""
+    trained = make_model(TINY_GPT2)
+    trained.config.save_pretrained(tmp_path)
+    torch.save(trained.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.manual_seed(1)
+    opened = make_model(str(tmp_path)).state_dict()
+    assert all(torch.equal(weight, opened[name]) for name, weight in trained.state_dict().items())
+
+
 @pytest.fixture(scope="module")
 def other_tokens(sample_folders, tmp_path_factory) -> Path:
     """The same corpus, tokenized with two tokens of the vocabulary swapped."""
