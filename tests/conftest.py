@@ -29,7 +29,9 @@ os.environ.update(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the messages of their assertions.
-pytest.register_assert_rewrite("corpus_builds", "download_fixtures", "hub_fixtures", "pubmed_xml", "training_fixtures")
+pytest.register_assert_rewrite(
+    "corpus_builds", "download_fixtures", "growth", "hub_fixtures", "pubmed_xml", "training_fixtures"
+)
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,6 +6,7 @@ import unicodedata
 
 import pyarrow.parquet as pq
 import pytest
+from growth import assert_time_is_not_quadratic
 
 from healthslm.corpus.chunks import split_into_chunks
 
@@ -138,8 +139,10 @@ def test_a_limit_below_one_character_is_rejected():
 
 @pytest.mark.parametrize("piece", ["a", " ", "\n", ". ", "\u0301", ".\n", '."'])
 def test_splitting_any_long_text_terminates(piece):
-    text = ". " + piece * (250_000 // len(piece)) + "a"
-    assert letters("".join(split_into_chunks(text, 1000))) == letters(text)
+    def split(text: str) -> None:
+        assert letters("".join(split_into_chunks(text, 1000))) == letters(text)
+
+    assert_time_is_not_quadratic(split, lambda size: ". " + piece * (size // len(piece)) + "a")
 
 
 def test_real_texts_separate_paragraphs_with_line_breaks(full_texts):

@@ -103,7 +103,7 @@ def test_the_optimizer_is_given_gradients_of_no_more_than_the_norm(
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "no gradient"])
 def test_a_failed_step_changes_nothing_but_the_position_in_the_data(
-    pretrain_options, finished_run, tmp_path, failing_steps, what
+    pretrain_options, precision, tmp_path, failing_steps, what
 ):
     """The fifth step is skipped: weights and moments are the same before and after it."""
     failing_steps(range(4, 5), what)

@@ -22,7 +22,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pretrain_options(sample_folders) -> Callable[..., PretrainOptions]:
     def make(output: Path, **changes) -> PretrainOptions:
         values = {
@@ -44,14 +44,22 @@ def short_runs_are_quick(monkeypatch) -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def finished_runs() -> dict[str, Path]:
+    """By precision, the runs that `finished_run` has made for all files."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def finished_run(pretrain_options, precision, tmp_path_factory) -> Path:
-    """A run with all that users get, its curve too."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib", matplotlib)  # whatever `short_runs_are_quick` did
-        pretrain(pretrain_options(run))
-    return run
+def finished_run(pretrain_options, precision, finished_runs, tmp_path_factory) -> Path:
+    """A run with all that users get, its curve too. Not to be changed."""
+    if precision not in finished_runs:
+        run = tmp_path_factory.mktemp("runs") / "finished"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "matplotlib", matplotlib)  # whatever `short_runs_are_quick` did
+            pretrain(pretrain_options(run))
+        finished_runs[precision] = run
+    return finished_runs[precision]
 
 
 @pytest.fixture
