@@ -12,11 +12,12 @@ from healthslm.finetuning.options import FinetuneOptions
 ROWS = [
     {"prompt": f"Item {number} is", "completion": f" {'even' if number % 2 == 0 else 'odd'}."} for number in range(8)
 ]
-FAST = {"rank": 4, "batch_size": 2, "epochs": 2.0, "learning_rate": 0.01, "evaluations": 2, "device": "cpu"}
+FAST = {"batch_size": 2, "epochs": 2.0, "learning_rate": 0.01, "evaluations": 2, "device": "cpu"}
 
 
 def options(base: Path, output: Path, **more: Any) -> FinetuneOptions:
-    return FinetuneOptions(**({"model": str(base), "output": output} | FAST | more))
+    size = {} if more.get("method") == "full" else {"rank": 4}
+    return FinetuneOptions(**({"model": str(base), "output": output} | FAST | size | more))
 
 
 def read(rows: list[dict[str, Any]], tokenizer: Any, tmp_path: Path, context: int = 64, **more: Any) -> list[Example]:

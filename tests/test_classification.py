@@ -1,5 +1,6 @@
 """Fine-tuned classifiers: what they learn, that pipelines open them elsewhere, resuming, and errors before training."""
 
+import ast
 import json
 import shutil
 from dataclasses import replace
@@ -8,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from clean_process import result_of, start_clean_process
+from row_files import write_lines
 from safetensors.torch import load_file
 from tiny_models import byte_model, byte_tokenizer, tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, trainer
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, trainer
 
 from healthslm.classification.finetune import finetune_classifier
 from healthslm.classification.options import ClassifierOptions
 from healthslm.errors import UserError
+from healthslm.hub.files import sibling_files
+from healthslm.models import weights_sha256
 
 DRUGS = ("aspirin", "heparin", "lithium", "insulin", "quinine")
 DISEASES = ("gout", "acute gout", "mania", "asthma")
@@ -51,6 +55,10 @@ def options_for(folder: Path, output: Path, data: str = "mentions.tsv", **more) 
     train = folder / data
     files = {"train": [train], "validation": train, "test": train}
     return ClassifierOptions(**{"model": str(folder / "base"), "output": output, **files, **steps, **more})
+
+
+def stop(*arguments, **more):
+    raise KeyboardInterrupt
 
 
 def metrics_of(output: Path) -> dict:
@@ -99,17 +107,77 @@ def test_a_small_model_learns_twenty_sentences_by_heart(mentions_model):
     assert "may have read the text of the evaluation data in pretraining" in card
 
 
+def run_card(output: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the code in the card of a classifier prints."""
+    usage = (output / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(usage.replace("path/to/this/folder", str(output)), {})
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("data", ["roles.jsonl", "texts.jsonl"])
-def test_sentences_and_texts_are_learned_by_heart(data, folder, tmp_path):
+def test_sentences_and_texts_are_learned_by_heart(data, folder, tmp_path, capsys):
     task = "sentences" if data == "roles.jsonl" else "text"
     finetune_classifier(options_for(folder, tmp_path / "out", data, task=task))
     metrics = metrics_of(tmp_path / "out")
     assert metrics["test"]["macro_f1"] == 1
     assert metrics["baselines"]["majority"]["macro_f1"] < 0.5
+    printed = ast.literal_eval(run_card(tmp_path / "out", capsys))
+    if task == "text":
+        assert printed[0]["label"] in ("drug", "disease")
+    else:
+        assert len(printed) == 3 and set(printed) <= {"A", "B", "C"}
+
+
+def test_fields_have_any_name_and_a_baseline_begins_with_new_weights_and_stops_without_progress(folder, tmp_path):
+    rows = [{"abstract": f"took {drug}", "kind": "drug"} for drug in DRUGS] + [{"abstract": "had gout", "kind": 2}]
+    fields = {"text_field": "abstract", "label_field": "kind"}
+    slow = {"learning_rate": 1e-9, "epochs": 5, "patience": 1, "seed": 1}
+    write_lines(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "out"
+    finetune_classifier(
+        options_for(
+            tmp_path, output, "rows.jsonl", task="text", from_scratch=True, model=str(folder / "base"), **fields, **slow
+        )
+    )
+    metrics = metrics_of(output)
+    assert metrics["labels"] == ["2", "drug"] and len(metrics["epochs"]) == 2
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = torch.stack([load_file(path / "model.safetensors")[name].flatten() for path in (folder / "base", output)])
+    assert abs(torch.corrcoef(weights)[0, 1]) < 0.2  # it would be 1
+    assert "trained from new weights" in (output / "README.md").read_text()
+
+
+def test_the_card_of_a_classifier_of_mentions_runs(mentions_model, folder, tmp_path, capsys, monkeypatch):
+    assert run_card(mentions_model, capsys).startswith("[{'entity_group': ")
+    monkeypatch.chdir(folder / "base")
+    finetune_classifier(options_for(folder, tmp_path / "causal", model=".", epochs=1))
+    assert metrics_of(tmp_path / "causal")["base"]["model"] == str(folder.resolve() / "base")
+    tags = ast.literal_eval(run_card(tmp_path / "causal", capsys))
+    assert len(tags) == 4 and set(tags) <= {"O", "B-Drug", "I-Drug", "B-Disease", "I-Disease"}
+
+
+def test_a_published_card_names_its_repository_and_its_base_as_the_hub_does(mentions_model, folder):
+    files = sibling_files(mentions_model, "lab/tags", "lab/base", weights_sha256(str(folder / "base")))
+    card = next(file.content for file in files if file.name == "README.md").decode()
+    assert 'pipeline("token-classification", model="lab/tags", trust_remote_code=True' in card
+    assert "\nbase_model: lab/base\n" in card and "| base model | lab/base |" in card
+    assert not [file.name for file in files if str(folder).encode() in file.content]
+
+
+def test_the_metrics_and_the_card_name_all_files(folder, tmp_path):
+    other = tmp_path / "mentions.tsv"
+    other.write_text(sentence_lines("aspirin", "gout"))
+    finetune_classifier(
+        options_for(folder, tmp_path / "out", train=[folder / "mentions.tsv", other], validation=None, epochs=1)
+    )
+    files = metrics_of(tmp_path / "out")["data"]["train"]["files"]
+    assert [file["name"] for file in files] == ["mentions.tsv"] * 2 and files[0]["sha256"] != files[1]["sha256"]
+    assert "tokens) of mentions.tsv, mentions.tsv |" in (tmp_path / "out/README.md").read_text()
 
 
 def test_adapters_are_merged_with_their_head(folder, tmp_path):
-    options = options_for(folder, tmp_path / "out", method="lora", bidirectional=True, lora_rank=8)
+    options = options_for(folder, tmp_path / "out", method="lora", bidirectional=True, rank=8)
     finetune_classifier(options)
     assert metrics_of(tmp_path / "out")["test"]["f1"] > 0.9
     weights, before = load_file(tmp_path / "out/model.safetensors"), load_file(folder / "base/model.safetensors")
@@ -119,25 +187,52 @@ def test_adapters_are_merged_with_their_head(folder, tmp_path):
     }
 
 
-def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
-    class Interrupt(TrainerCallback):
-        def on_epoch_end(self, args, state, control, **more):
-            if state.epoch == 2:
-                raise KeyboardInterrupt
+class Interrupt(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **more):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
 
+
+def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, monkeypatch):
     options = options_for(folder, tmp_path / "stopped", epochs=3)
     finetune_classifier(replace(options, output=tmp_path / "whole"))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Interrupt])
         finetune_classifier(options)
+    checkpoints = tmp_path / "stopped/checkpoints"
+    (complete,) = checkpoints.glob("checkpoint-*")
+    unfinished = shutil.copytree(complete, checkpoints / "checkpoint-99")  # of a process that was killed
+    (unfinished / "trainer_state.json").unlink()
     with pytest.raises(UserError, match="holds an unfinished run: continue it with --resume"):
         finetune_classifier(options)
-    with pytest.raises(UserError, match=r"seed: was 0 in the run to resume, not 1"):
+    with pytest.raises(UserError, match=r"seed: the run was started with 0, not 1"):
         finetune_classifier(replace(options, resume=True, seed=1))
     finetune_classifier(replace(options, resume=True))
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert len(metrics_of(tmp_path / "stopped")["epochs"]) == 3
+    found = {name: metrics_of(tmp_path / name) for name in ("whole", "stopped")}
+    assert found["stopped"]["epochs"] == found["whole"]["epochs"] and len(found["whole"]["epochs"]) == 3
+    assert [name for name in found if "training_seconds" in found[name]] == ["whole"]  # the other's is not known
+    assert "training\\_seconds" in (tmp_path / "whole/README.md").read_text()
+
+
+@pytest.mark.parametrize("changed", ["train data", "test data", "base weights"])
+def test_a_run_is_not_resumed_with_other_data_or_weights(folder, tmp_path, monkeypatch, changed):
+    base, train, test = (tmp_path / name for name in ("base", "train.tsv", "test.tsv"))
+    shutil.copytree(folder / "base", base)
+    for path in (train, test):
+        shutil.copy(folder / "mentions.tsv", path)
+    options = options_for(folder, tmp_path / "run", model=str(base), train=[train], test=test, validation=None)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "train", stop)
+        finetune_classifier(options)
+    if changed == "base weights":
+        byte_model(initializer_range=0.1).save_pretrained(base)
+    else:
+        path = train if changed == "train data" else test
+        path.write_text(path.read_text() + "\n" + sentence_lines("aspirin", "fever"))
+    with pytest.raises(UserError, match=f"run: the {changed} changed since the run was started: start a new run"):
+        finetune_classifier(replace(options, resume=True))
 
 
 def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
@@ -145,20 +240,20 @@ def test_joined_sentences_and_truncated_ones_keep_their_place(folder, tmp_path):
     joined = metrics_of(tmp_path / "joined")
     assert joined["data"]["train"]["sequences"] == 10
     assert joined["test"]["f1"] > 0.9
-    finetune_classifier(options_for(folder, tmp_path / "cut", max_length=8, truncate=True, epochs=1))
+    finetune_classifier(options_for(folder, tmp_path / "cut", context=8, truncate=True, epochs=1))
     assert metrics_of(tmp_path / "cut")["test"]["mentions"] == 40
 
 
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"max_length": 8}, "20 sequences are longer than 8 tokens, the first at .*line 1: use --truncate"),
-        ({"max_length": 65}, "max_length: must be at most 64, the model's context, not 65"),
+        ({"context": 8}, "20 sequences are longer than 8 tokens, the first at .*line 1: use --truncate"),
+        ({"context": 65}, "context: must be at most 64, the model's context, not 65"),
         ({"validation": "other.tsv"}, "other.tsv, line 1: label 'B-Gene' is not in the training data"),
         ({"train": ["no.tsv"]}, "no.tsv: no such file"),
         ({"train": ["none.tsv"]}, "none.tsv: all tags are O"),
         ({"model": "gpt2", "bidirectional": True}, "a gpt2 model has no is_causal in its configuration"),
-        ({"resume": True}, "checkpoints: no checkpoint to resume from"),
+        ({"resume": True}, "no run to resume: start it without --resume"),
         ({"report_to": "trackio"}, "--report-to trackio: trackio is not installed"),
     ],
 )
@@ -191,7 +286,7 @@ def test_finished_runs_and_other_files_are_not_replaced(folder, mentions_model, 
     with pytest.raises(UserError, match="already holds a finished run"):
         finetune_classifier(options_for(folder, mentions_model))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other files than a classifier"):
+    with pytest.raises(UserError, match="holds other files than a fine-tuned model"):
         finetune_classifier(options_for(folder, tmp_path))
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from finetuning_runs import ROWS, nats_by_hand, read
 from rouge_score.rouge_scorer import RougeScorer
-from tiny_models import byte_model, chat_tokenizer
+from tiny_models import byte_model, byte_tokenizer, chat_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from healthslm.finetuning.completions import measure_completions, score_completions
 from healthslm.finetuning.examples import Example
@@ -28,6 +29,20 @@ def test_bits_per_byte_of_completions_equal_those_counted_by_hand(tmp_path):
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["interval"][0] < found["bits_per_byte"] < found["interval"][1]
+
+
+@torch.no_grad()
+def test_bits_per_byte_of_plain_text_count_its_first_token_after_a_separator(tmp_path):
+    tokenizer = type(byte_tokenizer())(add_bos_token=False)  # which puts nothing before a text, as GPT-2's
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).eval()
+    texts = ["One.", "Two of them."]
+    examples = read([{"text": text} for text in texts], tokenizer, tmp_path)
+    nats = sum(nats_by_hand(model, [0], [*tokenizer(text)["input_ids"], 0]).sum().item() for text in texts)
+    size = sum(map(len, texts))
+    assert measure_completions(model, examples)["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert read(ROWS[:1], tokenizer, tmp_path)[0].input_ids[0] != 0  # a prompt has its tokens at inference
 
 
 def test_completions_of_one_line_are_compared_by_their_first_line():

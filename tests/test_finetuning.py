@@ -1,6 +1,7 @@
 """Fine-tuning: losses, adapters, merged models, resumed runs, and what is refused before training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,20 @@ def test_the_output_has_a_card_and_nothing_of_the_run(adapter):
     assert "AutoPeftModelForCausalLM" not in (adapter / "merged/README.md").read_text()
     assert metrics["validation"]["completions"]["examples"] == 2
     assert list((adapter / "tensorboard").glob("events.*"))
+    assert "weights were chosen on the validation data" in card
+
+
+def test_a_run_stops_after_the_best_evaluation_and_keeps_its_weights(base, tmp_path):
+    said = [[{"prompt": f"Item {n} is", "completion": f" {word}."} for n in range(8)] for word in ("odd", "new")]
+    data, validation = ([str(write_lines(tmp_path / f"{n}.jsonl", rows))] for n, rows in enumerate(said))
+    more = {"epochs": 10.0, "evaluations": 20, "patience": 1, "learning_rate": 0.03, "packing": False}
+    sft.finetune(options(base, tmp_path / "run", data=data, validation=validation, **more))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    training = metrics["training"]
+    *_, best, last = training["evaluations"]
+    assert best["loss"] < last["loss"] and best["loss"] == min(found["loss"] for found in training["evaluations"])
+    assert training["best_step"] == best["step"] < last["step"] == training["steps"] < 40
+    assert metrics["validation"]["after"]["loss"] == pytest.approx(best["loss"], rel=1e-3)
 
 
 class _Stop(TrainerCallback):
@@ -186,6 +201,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(adapter, ba
     assert found.keys() == expected.keys()
     for name, weights in expected.items():
         torch.testing.assert_close(found[name], weights, rtol=0, atol=0)
+    whole, resumed = ((folder, json.loads((folder / "metrics.json").read_text())) for folder in (adapter, stopped))
+    assert [folder for folder, metrics in (whole, resumed) if "seconds" in metrics["training"]] == [adapter]
+    assert [folder for folder, _ in (whole, resumed) if "| time |" in (folder / "README.md").read_text()] == [adapter]
     with pytest.raises(UserError, match="already holds a finished run"):
         sft.finetune(options(base, stopped, **files, resume=True))
 
@@ -209,6 +227,18 @@ def test_a_run_is_not_resumed_with_other_options_data_or_weights(base, files, st
                 sft.finetune(options(base, stopped, **files, resume=True))
         finally:
             path.write_bytes(before)
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_resumed(base, files, tmp_path, monkeypatch):
+    def stop(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    asked = options(base, tmp_path / "run", data=files["data"], epochs=1.0, report_to="tensorboard")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CompletionTrainer, "__init__", stop)
+        sft.finetune(asked)
+    sft.finetune(replace(asked, resume=True))
+    assert (tmp_path / "run/metrics.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +354,9 @@ def test_a_run_on_plain_text_learns_all_of_it(base, tokenizer, tmp_path):
     with torch.no_grad():
         nats = nats_of_rows(load(base), tokenizer, [("", f"{text}<|endoftext|>") for text in texts])
     file = str(write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts]))
-    sft.finetune(options(base, tmp_path / "run", data=[file], validation=[file], batch_size=8))
+    sft.finetune(options(base, tmp_path / "run", data=[file], validation=[file], batch_size=8, evaluations=1))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "weights were chosen" not in (tmp_path / "run/README.md").read_text()
     assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
     assert metrics["data"]["training"]["completion_tokens"] == len(nats)
     assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
@@ -344,6 +375,10 @@ def test_a_run_on_plain_text_learns_all_of_it(base, tokenizer, tmp_path):
         ({"generate": 2, "max_new_tokens": 64}, "leaves room"),
         ({"generate": 2, "validation": []}, "generate: needs --validation"),
         ({"patience": 2, "validation": []}, "patience: needs --validation"),
+        ({"validation_examples": 2, "validation": []}, "validation_examples: needs --validation"),
+        ({"method": "full", "rank": 4}, "rank: is for adapters, but --method full"),
+        ({"method": "full", "target_modules": ["q_proj"]}, "target_modules: is for adapters"),
+        ({"method": "full", "merge": True}, "merge: is for adapters"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_training(base, files, tmp_path, monkeypatch, more, message):

@@ -29,7 +29,7 @@ def test_the_mask_of_a_chat_is_the_assistants_text(tokenizer, tmp_path):
     (example,) = read([{"messages": chat}], tokenizer, tmp_path, context=200)
     learned = [token for token in example.labels if token != IGNORED]
     assert tokenizer.decode(learned) == " A protein é.\nYes<|end|>🧠<|end|><|endoftext|>"
-    assert example.completion == " A protein é.\nYes\n🧠" and example.answer == "🧠" and example.prompt == "And?"
+    assert example.completion == " A protein é.\nYes🧠" and example.answer == "🧠" and example.prompt == "And?"
     assert tokenizer.decode(example.input_ids) == (
         "<|endoftext|><|system|>Be brief.<|end|><|user|>α-synuclein?\n🧠<|end|><|assistant|> A protein é.\nYes<|end|>"
         "<|user|>And?<|end|><|assistant|>🧠<|end|><|endoftext|>"
@@ -37,6 +37,15 @@ def test_the_mask_of_a_chat_is_the_assistants_text(tokenizer, tmp_path):
     assert example.input_ids[: example.prompt_tokens] == tokenizer.apply_chat_template(
         chat[:-1], add_generation_prompt=True, return_dict=False
     )
+
+
+def test_the_completion_of_a_cut_chat_is_the_text_that_is_left(tokenizer, tmp_path):
+    rows = [{"messages": [*CHAT, {"role": "user", "content": "c"}, {"role": "assistant", "content": "def"}]}]
+    (whole,) = read(rows, tokenizer, tmp_path)
+    length = len(whole.input_ids)
+    for context, completion in ((length, "bdef"), (length - 1, "bdef"), (length - 3, "bde"), (length - 6, "b")):
+        (example,) = read(rows, tokenizer, tmp_path, context=context, truncate=True)
+        assert (len(example.input_ids), example.completion) == (context, completion)
 
 
 def test_the_released_tokenizer_has_the_chat_template_and_no_new_tokens(repository):
@@ -92,6 +101,7 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ([{"messages": "hello"}], {}, "not a list of messages with role and content"),
         ([{"messages": [*CHAT, {"role": "tool", "content": "x"}]}], {}, "unknown role tool"),
         ([{"messages": [{"role": "user", "content": "<|end|>"}, CHAT[1]]}], {}, r"special token <\|end\|>"),
+        ([{"messages": CHAT}, {"messages": CHAT[1:]}], {}, "row 2: the assistant's message answers nothing: put"),
     ],
 )
 def test_data_that_cannot_be_used_is_refused_in_one_line(tokenizer, tmp_path, rows, more, message):

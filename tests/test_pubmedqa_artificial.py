@@ -81,6 +81,7 @@ REFUSED = [
     "There is a need for better treatment of asthma",
     "Not only smoking increases the risk of stroke",
     "Aspirin is not only a painkiller",
+    "Aspirin therapy alone has no: a review",
     "Results",
 ]
 CONTEXT = (
@@ -145,6 +146,11 @@ def test_an_unlabeled_abstract_loses_its_last_sentences_from_the_one_that_conclu
     )
 
 
+def test_a_context_keeps_the_brackets_and_quotes_that_close_its_sentences() -> None:
+    context = 'We asked some (n = 5.) 2 of them said "It helps." (None said "no.") [It was 5!]\nIt ended.'
+    assert divide(f"{context} 3 died.") == ([" ".join(context.split())], [""], ["3 died."])
+
+
 def test_an_abstract_without_a_conclusion_or_a_context_is_refused() -> None:
     assert divide("BACKGROUND: We asked. RESULTS: It was 5.") is None
     assert divide("It helps.") is None
@@ -199,8 +205,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(corpus: Path, output: Path, **more) -> tuple[list[dict], dict]:
-    options = ArtificialQuestionsOptions(corpus=corpus, held_out=[corpus / "expert.jsonl"], output=output, **more)
-    build_pubmedqa_artificial(options)
+    inputs = {"corpus": corpus, "held_out": [corpus / "expert.jsonl"]}
+    build_pubmedqa_artificial(ArtificialQuestionsOptions(**inputs | more, output=output))
     return read_questions(output / "questions.jsonl"), json.loads((output / "report.json").read_text())
 
 
@@ -213,6 +219,13 @@ def test_abstracts_that_share_an_id_a_question_or_text_with_expert_questions_are
     assert {row["pmid"] for row in questions} == {str(number) for number in range(1, 36)}
     assert report["kept"] == {"title": {"no": 5, "yes": 30}}
     assert (report["dropped"]["no_statement"], report["dropped"]["short_context"]) == (1, 1)
+
+
+def test_the_report_names_all_held_out_files(corpus: Path, tmp_path: Path) -> None:
+    other = write_lines(tmp_path / "expert.jsonl", [EXPERT | {"pmid": "901"}])
+    _, report = build(corpus, tmp_path / "out", held_out=[corpus / "expert.jsonl", other])
+    assert [file["name"] for file in report["held_out"]] == ["expert.jsonl", "expert.jsonl"]
+    assert len({file["sha256"] for file in report["held_out"]}) == 2
 
 
 def test_the_ratio_of_answers_is_an_option_and_the_choice_does_not_change(corpus: Path, tmp_path: Path) -> None:
@@ -285,8 +298,16 @@ def test_bad_input_is_one_clear_line(corpus: Path, tmp_path: Path) -> None:
     "rows, message",
     [
         ("", "no questions in this file"),
-        ('{"id": 1}', "row 1: no CONTEXTS; not a question of PubMedQA"),
-        (json.dumps(EXPERT | {"final_decision": "perhaps"}), "row 1: answer 'perhaps'; expected yes, no or maybe"),
+        ('{"id": 1}', "row 1: not a question of PubMedQA: pmid is None, but must be a number"),
+        (json.dumps(EXPERT | {"pmid": "abc"}), "pmid is 'abc', but must be a number"),
+        (json.dumps(EXPERT | {"QUESTION": 1}), "QUESTION is 1, but must be text"),
+        (json.dumps(EXPERT | {"CONTEXTS": SHARED}), "CONTEXTS is 'Thirteen words .*, but must be a list of texts"),
+        (json.dumps(EXPERT | {"CONTEXTS": [None]}), r"CONTEXTS is \[None\], but must be a list of texts"),
+        (json.dumps(EXPERT | {"LONG_ANSWER": ["It does."]}), "LONG_ANSWER is .*, but must be text or missing"),
+        (
+            json.dumps(EXPERT | {"final_decision": "perhaps"}),
+            "final_decision is 'perhaps', but must be yes, no or maybe",
+        ),
     ],
 )
 def test_a_file_that_is_not_pubmedqa_is_refused(rows: str, message: str, tmp_path: Path) -> None:

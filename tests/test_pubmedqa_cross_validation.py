@@ -1,6 +1,8 @@
 """PubMedQA by cross-validation: hidden states, folds, scores and baselines."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,21 @@ def test_the_command_writes_the_results_of_the_model_and_the_baselines(
     assert list(written["models"]) == names
     assert written["models"]["two_phases"] == written["models"]["expert_questions_alone"]  # the same weights
     assert len(written["models"]["untrained"]["test"]["accuracy"]["each"]) == 3
+    assert written["data"] == {
+        name: hashlib.sha256((folder / f"{name}.jsonl").read_bytes()).hexdigest()
+        for name in ("train", "test", "artificial")
+    }
+
+
+@pytest.mark.parametrize(("left_out", "folds", "count"), [("no", 2, 0), (None, 11, 10)])
+def test_every_fold_has_training_questions_of_every_answer(
+    left_out: str | None, folds: int, count: int, folder: Path, tmp_path: Path
+) -> None:
+    train = write_lines(tmp_path / "few.jsonl", (row for row in questions(30) if row["final_decision"] != left_out))
+    options = replace(OPTIONS, train=train, test=folder / "test.jsonl", folds=folds, model=str(folder / "model"))
+    answer = left_out or "yes"
+    with pytest.raises(UserError, match=f"few.jsonl: {count} questions with the answer {answer}, but each of the"):
+        cross_validate_pubmedqa(options)
 
 
 def test_training_and_test_questions_must_not_overlap(folder: Path, tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def test_an_i_tag_that_continues_nothing_begins_a_mention(tmp_path, caplog):
         ("a.tsv", "", {}, "a.tsv: no examples in this file"),
         ("a.tsv", "word\tO\nalone\n", {}, "a.tsv, line 2: 'alone' is not a word and its tag"),
         ("a.tsv", "word\tS-Disease\n", {}, "a.tsv, line 1: tag 'S-Disease' is not O, B-TYPE or I-TYPE"),
+        (
+            "a.tsv",
+            "word\tO\n",
+            {"text_field": "words"},
+            "text_field: CoNLL files (.tsv, .conll, .bio, .txt) have columns",
+        ),
+        ("a.tsv", "word\tO\n", {"rank": 4}, "rank: needs --method lora"),
         ("a.tsv", "word\tO\n", {"task": "text"}, "a.tsv: --task text reads JSON Lines or Parquet, not .tsv"),
         ("a.jsonl", '{"text": "one"}', {"task": "text"}, "a.jsonl, line 1: no field 'label' (it has text)"),
         ("a.jsonl", '{"text": 1, "label": 2}', {"task": "text"}, "a.jsonl, line 1: 'text' must be text"),

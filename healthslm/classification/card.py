@@ -5,8 +5,6 @@ from typing import Any
 from healthslm.classification.options import ClassifierOptions
 from healthslm.finetuning.card import Card, Result
 
-METRICS_FILE = "metrics.json"
-
 _SUMMARIES = {
     "mentions": "Finds mentions in biomedical English and gives their types: {labels}.",
     "sentences": "Gives each sentence of a document one of these labels: {labels}.",
@@ -16,13 +14,14 @@ _SETTINGS = ("epochs", "learning_rate", "batch_size", "join", "seed", "method", 
 _PIPELINE = """\
 from transformers import pipeline
 
-classifier = pipeline("{task}", model="{folder}", trust_remote_code=True{more})
+classifier = pipeline("{task}", model="path/to/this/folder", trust_remote_code=True{more})
 print(classifier("Lithium caused tremor in a patient with bipolar disorder."))"""
 _UNITS = """\
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-model = AutoModelForTokenClassification.from_pretrained("{folder}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
+folder = "path/to/this/folder"
+model = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 units = {units}
 inputs = tokenizer(units, is_split_into_words=True, return_tensors="pt")
 last_tokens = {{unit: place for place, unit in enumerate(inputs.word_ids()) if unit is not None}}
@@ -46,40 +45,38 @@ def results_of(metrics: dict[str, Any], options: ClassifierOptions) -> list[Resu
 def describe(metrics: dict[str, Any], options: ClassifierOptions, results: list[Result]) -> Card:
     """The card of a classifier with these contents of metrics.json."""
     task = "text-classification" if options.task == "text" else "token-classification"
-    start = "the architecture with new weights, without pretraining" if options.from_scratch else options.model
     data = {
-        name: f"{counts['examples']:,} examples ({counts['tokens']:,} tokens) of {', '.join(counts['files'])}"
-        for name, counts in metrics["data"].items()
+        split: f"{found['examples']:,} examples ({found['tokens']:,} tokens) of "
+        + ", ".join(file["name"] for file in found["files"])
+        for split, found in metrics["data"].items()
     }
     labels = metrics["labels"]
     if options.task == "mentions":
         labels = sorted({label[2:] for label in labels if label != "O"})
+    summary = _SUMMARIES[options.task].format(labels=", ".join(labels))
     return Card(
         title=options.output.name,
-        summary=_SUMMARIES[options.task].format(labels=", ".join(labels)),
+        summary=f"{summary} It was trained from new weights, as a baseline." if options.from_scratch else summary,
         task=task,
-        base=start,
+        base=metrics["base"]["model"],
         base_sha256=metrics["base"]["sha256"],
         is_adapter=False,
         usage=_usage(task, options),
         data=data,
         results=results,
         settings={name: getattr(options, name) for name in _SETTINGS}
-        | {"training_seconds": metrics["training_seconds"]},
+        | {name: metrics[name] for name in ("training_seconds",) if name in metrics},
         limits=_limits(metrics, options),
     )
 
 
 def _usage(task: str, options: ClassifierOptions) -> str:
-    folder = options.output.name
     if options.task == "sentences":
-        return _UNITS.format(
-            folder=folder, units='["We studied sleep.", " Forty adults took part.", " They slept well."]'
-        )
+        return _UNITS.format(units='["We studied sleep.", " Forty adults took part.", " They slept well."]')
     if options.task == "mentions" and options.tokens_with_labels == "last":
-        return _UNITS.format(folder=folder, units='["Lithium", " caused", " tremor", "."]')
+        return _UNITS.format(units='["Lithium", " caused", " tremor", "."]')
     more = ', aggregation_strategy="simple"' if options.task == "mentions" else ""
-    return _PIPELINE.format(task=task, folder=folder, more=more)
+    return _PIPELINE.format(task=task, more=more)
 
 
 def _limits(metrics: dict[str, Any], options: ClassifierOptions) -> list[str]:

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,19 +23,28 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from healthslm.classification.baselines import baseline_predictions
-from healthslm.classification.card import METRICS_FILE, describe, results_of
+from healthslm.classification.card import describe, results_of
 from healthslm.classification.metrics import MAIN_METRIC, score
 from healthslm.classification.options import ClassifierOptions
 from healthslm.classification.sequences import Split, labels_of_examples, read_splits
 from healthslm.classification.tagging import trim_offsets
 from healthslm.errors import UserError, one_line
-from healthslm.files import check_output_folder, naming_full_disk, read_json, replacing, write_json
+from healthslm.files import naming_full_disk, replacing, write_json
 from healthslm.finetuning.card import write_card
 from healthslm.finetuning.console import quiet_libraries, show_metrics
-from healthslm.finetuning.run import check_disk
+from healthslm.finetuning.run import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RUN_FILE,
+    absolute_name,
+    check_disk,
+    check_output,
+    check_resumed,
+    newest_checkpoint,
+    run_facts,
+)
 from healthslm.models import find_device, refuse_adapter, weights_sha256
 from healthslm.options import OptionError, plain
 from healthslm.tokenization.encoding import open_tokenizer
@@ -45,8 +53,6 @@ from healthslm.training.precision import bf16_autocast, computes_in_bf16
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINTS = "checkpoints"
-_OPTIONS_FILE = "options.json"
 _TENSORBOARD_LOGS = "runs"  # Transformers' name
 _PLACES = ("model", "train", "validation", "test", "output", "resume")  # checksums say which they were
 _WARMUP = 0.1
@@ -60,14 +66,15 @@ def finetune_classifier(options: ClassifierOptions) -> None:
 
     `options.output` becomes a folder that `AutoModelForTokenClassification` or `AutoModelForSequenceClassification`
     opens. During training, its folder `checkpoints` holds the last and the best epoch, with optimizer states that
-    Trainer pickles; it is gone at the end.
+    Trainer pickles, and `run.json` what a resumed run must match; they are gone at the end.
 
     Raises:
-        UserError: The model, its mask, a file, a field, a label or a length is not what the options say.
+        UserError: The output folder holds something else, or the model, its mask, a file, a field, a label or a length
+            is not what the options say.
+        OptionError: An option differs from that of the run to resume.
     """
-    check_output_folder(options.output, "a classifier", _is_earlier_run)
+    check_output(options.output, options.resume)
     check_tracker(options.report_to)
-    checkpoint = _find_checkpoint(options)
     device = find_device(options.device)
     tokenizer = open_tokenizer(options.model)
     config = _open_config(options)
@@ -78,18 +85,25 @@ def finetune_classifier(options: ClassifierOptions) -> None:
     train = splits["train"]
     sizes = (f"{number:,}" for number in (len(train.examples), len(train.sequences), train.tokens))
     logger.info("train: %s examples in %s sequences with %s tokens, %d labels", *sizes, len(names))
-    baselines = _evaluate_baselines(splits, options)
     model = _make_classifier(config, names, options).to(device)
+    if options.method == "lora":
+        model = _with_adapters(model, options)
+    base = {"model": absolute_name(options.model), "sha256": weights_sha256(options.model)}
+    data = {name: split.describe() for name, split in splits.items()}
+    run = run_facts(options, base, {name: found["files"] for name, found in data.items()})
+    if options.resume:
+        check_resumed(options.output, run)
+    baselines = _evaluate_baselines(splits, options)
+    check_disk(model, options.output, saves_whole=options.method == "lora")
+    write_json(options.output / RUN_FILE, run)  # when all checks have passed
     trainer = _Trainer(model, tokenizer, splits, options)
-    check_disk(trainer.model, options.output, saves_whole=options.method == "lora")
-    if checkpoint is None:
-        _start_checkpoints(options)
+    checkpoint = newest_checkpoint(options.output)
     started = time.monotonic()
     with naming_full_disk(options.output):
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     if options.method == "lora":
-        model = trainer.model.merge_and_unload()
+        model = model.merge_and_unload()
     scores: dict[str, Any] = {}
     for name in [name for name in ("validation", "test") if name in splits]:
         scores[name] = score(options.task, splits[name].expected, predict(model, tokenizer, splits[name], options))
@@ -100,13 +114,14 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         "baselines": baselines,
         "epochs": trainer.results,
         "options": {name: value for name, value in plain(dataclasses.asdict(options)).items() if name not in _PLACES},
-        "data": {name: split.describe() for name, split in splits.items()},
+        "data": data,
         "parameters": model.num_parameters(),
-        "base": {"model": options.model, "sha256": weights_sha256(options.model)},
+        "base": base,
         "seed": options.seed,
-        "training_seconds": round(seconds, 1),
         "versions": {name: version(name) for name in ("torch", "transformers", "seqeval", "scikit-learn")},
     }
+    if checkpoint is None:  # otherwise the time before it is not known
+        metrics["training_seconds"] = round(seconds, 1)
     results = results_of(metrics, options)
     trim_offsets(tokenizer)
     with replacing(options.output) as new:
@@ -114,10 +129,10 @@ def finetune_classifier(options: ClassifierOptions) -> None:
         tokenizer.save_pretrained(new)
         write_json(new / METRICS_FILE, metrics | {"results": [dataclasses.asdict(result) for result in results]})
         write_card(new, describe(metrics, options, results))
-        logs = options.output / _CHECKPOINTS / _TENSORBOARD_LOGS
+        logs = options.output / CHECKPOINTS / _TENSORBOARD_LOGS
         if logs.is_dir():
             shutil.copytree(logs, new / _TENSORBOARD_LOGS)
-    logger.info("%s in %.1f minutes", options.output, seconds / 60)
+    logger.info("%s", options.output)
 
 
 def predict(
@@ -180,7 +195,7 @@ class _Trainer(Trainer):
         validated = "validation" in splits
         main = MAIN_METRIC[options.task]
         arguments = TrainingArguments(
-            output_dir=str(options.output / _CHECKPOINTS),
+            output_dir=str(options.output / CHECKPOINTS),
             num_train_epochs=options.epochs,
             per_device_train_batch_size=options.batch_size,
             train_sampling_strategy="group_by_length",
@@ -201,7 +216,7 @@ class _Trainer(Trainer):
             report_to=options.report_to,
         )
         super().__init__(
-            model=_with_adapters(model, options) if options.method == "lora" else model,
+            model=model,
             args=arguments,
             train_dataset=splits["train"].sequences,
             data_collator=_collator(tokenizer, options),
@@ -268,8 +283,8 @@ def _with_adapters(model: PreTrainedModel, options: ClassifierOptions) -> Any:
         model,
         LoraConfig(
             task_type=task_type,
-            r=options.lora_rank,
-            lora_alpha=2 * options.lora_rank,
+            r=options.rank,
+            lora_alpha=2 * options.rank,
             target_modules="all-linear",
             exclude_modules=heads,
         ),
@@ -278,39 +293,3 @@ def _with_adapters(model: PreTrainedModel, options: ClassifierOptions) -> Any:
 
 def _collator(tokenizer: PreTrainedTokenizerBase, options: ClassifierOptions) -> Any:
     return (DataCollatorWithPadding if options.task == "text" else DataCollatorForTokenClassification)(tokenizer)
-
-
-def _is_earlier_run(folder: Path) -> bool:
-    return (folder / METRICS_FILE).is_file() or {path.name for path in folder.iterdir()} == {_CHECKPOINTS}
-
-
-def _find_checkpoint(options: ClassifierOptions) -> str | None:
-    """The checkpoint to resume from, None without --resume.
-
-    Raises:
-        UserError: There is none, or there is one without --resume, or the run is finished.
-        OptionError: An option differs from that of the run.
-    """
-    if (options.output / METRICS_FILE).is_file():
-        raise UserError(f"{options.output}: already holds a finished run: choose another folder, or remove it")
-    folder = options.output / _CHECKPOINTS
-    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-    if not options.resume:
-        if checkpoint:
-            raise UserError(f"{options.output}: holds an unfinished run: continue it with --resume, or remove it")
-        return None
-    if checkpoint is None:
-        raise UserError(f"{folder}: no checkpoint to resume from; leave out --resume")
-    before, now = read_json(folder / _OPTIONS_FILE), plain(dataclasses.asdict(options))
-    for field in dataclasses.fields(options):
-        name = field.name
-        if now[name] != before.get(name) and field.metadata.get("affects_result", True):
-            raise OptionError(name, f"was {before.get(name)} in the run to resume, not {now[name]}")
-    return checkpoint
-
-
-def _start_checkpoints(options: ClassifierOptions) -> None:
-    """Remove the checkpoints of an earlier run, and note the options for one that resumes."""
-    folder = options.output / _CHECKPOINTS
-    shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / _OPTIONS_FILE, plain(dataclasses.asdict(options)))

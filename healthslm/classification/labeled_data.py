@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from healthslm.classification.options import ClassifierOptions, Task
+from healthslm.classification.options import CONLL_SUFFIXES, ClassifierOptions, Task
 from healthslm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CONLL_SUFFIXES = (".tsv", ".conll", ".bio", ".txt")
 FIELDS: dict[Task, tuple[str, str]] = {
     "mentions": ("tokens", "labels"),
     "sentences": ("sentences", "labels"),

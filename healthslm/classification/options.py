@@ -12,6 +12,8 @@ _FREE = {"affects_result": False}
 Task = Literal["mentions", "sentences", "text"]
 LabeledTokens = Literal["all", "last"]
 
+CONLL_SUFFIXES = (".tsv", ".conll", ".bio", ".txt")
+
 
 @dataclass
 class ClassifierOptions(CheckedOptions):
@@ -41,14 +43,14 @@ class ClassifierOptions(CheckedOptions):
     sentences."""
     join: Annotated[int, Range(at_least=0)] = 0
     """Join consecutive sentences of mention data to sequences of up to this many tokens; 0 keeps them apart."""
-    max_length: Annotated[int | None, Range(at_least=1)] = None
-    """Longest sequence in tokens; by default the model's context."""
+    context: Annotated[int | None, Range(at_least=1)] = None
+    """Longest sequence in tokens; by default the model's maximum."""
     truncate: bool = False
     """Cut longer sequences. Otherwise they are an error."""
     method: Literal["full", "lora"] = "full"
     """Train all weights, or LoRA adapters and the head; the adapters are merged into the saved model."""
-    lora_rank: PositiveInt = 16
-    """Rank of LoRA."""
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
     from_scratch: bool = False
     """Start from new random weights, as a baseline."""
     epochs: PositiveInt = 10
@@ -78,6 +80,12 @@ class ClassifierOptions(CheckedOptions):
             raise OptionError("labeled_tokens", "a whole text has one label, without tokens to choose from")
         if self.patience and not self.validation:
             raise OptionError("patience", "needs --validation")
+        if self.method != "lora" and self.rank != ClassifierOptions.rank:  # its default
+            raise OptionError("rank", "needs --method lora")
+        files = [path for path in (*self.train, self.validation, self.test) if path]
+        for name in ("text_field", "label_field"):
+            if getattr(self, name) and all(path.suffix in CONLL_SUFFIXES for path in files):
+                raise OptionError(name, f"CoNLL files ({', '.join(CONLL_SUFFIXES)}) have columns, not fields")
 
     @property
     def tokens_with_labels(self) -> LabeledTokens:

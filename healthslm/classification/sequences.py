@@ -46,7 +46,7 @@ class Split:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "files": {path.name: file_sha256(path) for path in self.paths},
+            "files": [{"name": path.name, "sha256": file_sha256(path)} for path in self.paths],
             "examples": len(self.examples),
             "units": sum(len(example.units) for example in self.examples),
             "sequences": len(self.sequences),
@@ -72,19 +72,19 @@ def label_names(examples: Sequence[Example], options: ClassifierOptions) -> list
 
 
 def read_splits(
-    options: ClassifierOptions, tokenizer: PreTrainedTokenizerBase, context: int
+    options: ClassifierOptions, tokenizer: PreTrainedTokenizerBase, longest: int
 ) -> tuple[list[str], dict[str, Split]]:
     """The labels, and the splits that the options name: train, validation and test.
 
     Args:
-        context: The model's, in tokens.
+        longest: The model's context, in tokens.
 
     Raises:
         UserError: A file, a label or a length is not right.
-        OptionError: `max_length` is longer than the model's context.
+        OptionError: `context` is longer than the model's.
     """
-    if options.max_length and options.max_length > context:
-        raise OptionError("max_length", f"must be at most {context}, the model's context, not {options.max_length}")
+    if options.context and options.context > longest:
+        raise OptionError("context", f"must be at most {longest}, the model's context, not {options.context}")
     paths = {"train": options.train}
     for name, path in (("validation", options.validation), ("test", options.test)):
         if path:
@@ -94,7 +94,8 @@ def read_splits(
     for examples in read.values():
         check_labels(examples, names)
     return names, {
-        name: _encode(paths[name], examples, names, tokenizer, options, context) for name, examples in read.items()
+        name: _encode(paths[name], examples, names, tokenizer, options, options.context or longest)
+        for name, examples in read.items()
     }
 
 
@@ -119,15 +120,16 @@ def _encode(
     else:
         texts = [text for (text,) in units]
     encoded = tokenizer(texts, verbose=False, **how)
-    limit = options.max_length or context
-    overlong = [number for number, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
+    overlong = [number for number, ids in enumerate(encoded["input_ids"]) if len(ids) > context]
     if overlong:
         place = examples[groups[overlong[0]][0]].place
-        found = f"{len(overlong):,} of {len(texts):,} sequences are longer than {limit:,} tokens, the first at {place}"
+        found = (
+            f"{len(overlong):,} of {len(texts):,} sequences are longer than {context:,} tokens, the first at {place}"
+        )
         if not options.truncate:
             raise UserError(f"{paths[0]}: {found}: use --truncate to cut them")
         logger.warning("warning: %s: %s; they are cut", paths[0], found)
-        encoded = tokenizer(texts, truncation=True, max_length=limit, **how)
+        encoded = tokenizer(texts, truncation=True, max_length=context, **how)
     sequences, places = [], []
     inside = [label_ids.get(f"I-{name[2:]}", index) if name[:2] == "B-" else index for index, name in enumerate(names)]
     for number, ids in enumerate(encoded["input_ids"]):

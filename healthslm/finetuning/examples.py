@@ -1,8 +1,9 @@
 """Reading examples to fine-tune on: prompts with completions, chats, or plain text, as token ids with labels.
 
 An example begins with the token that the tokenizer puts before a text, if it does, and ends with its end-of-text token,
-so that a fine-tuned model stops. Prompt and completion are encoded separately: at inference the prompt has the same
-tokens. Labels are -100 where no loss is computed.
+so that a fine-tuned model stops. Plain text always begins with a token that separates documents, so that its first
+token is learned too. Prompt and completion are encoded separately: at inference the prompt has the same tokens. Labels
+are -100 where no loss is computed.
 """
 
 import hashlib
@@ -154,7 +155,7 @@ def _kind(content: Content) -> Kind:
 
 def _cut(example: Example, tokenizer: PreTrainedTokenizerBase, context: int) -> Example:
     labels = example.labels[:context]
-    completion = tokenizer.decode([label for label in labels if label != IGNORED])
+    completion = tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=True)
     return replace(example, input_ids=example.input_ids[:context], labels=labels, completion=completion)
 
 
@@ -223,7 +224,7 @@ def _answers(messages: Chat) -> list[str]:
 
 def _encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Example:
     prompt_ids, completion_ids = encode_texts(tokenizer, [prompt, completion])
-    prompt_ids = [*_start(tokenizer), *prompt_ids]
+    prompt_ids = [*_start(tokenizer), *prompt_ids] or [separator_id(tokenizer)]
     completion_ids = [*completion_ids, separator_id(tokenizer)]
     labels = [IGNORED] * len(prompt_ids) + completion_ids
     return Example(prompt_ids + completion_ids, labels, prompt, completion, completion, len(prompt_ids))
@@ -243,6 +244,8 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, place: str, messages: Chat)
     special = next((t for m in messages for t in tokenizer.all_special_tokens if t in m["content"]), None)
     if special:
         raise UserError(f"{place}: a message contains the special token {special}: remove it")
+    if len(messages) == 1:
+        raise UserError(f"{place}: the assistant's message answers nothing: put the user's message before it")
     settings: dict[str, Any] = {"tokenize": True, "return_dict": True}
     try:
         found = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, **settings)
@@ -259,7 +262,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, place: str, messages: Chat)
     answers = _answers(messages)
     is_answered = messages[-1]["role"] == "assistant"
     questions = [message["content"] for message in messages if message["role"] == "user" and is_answered]
-    return Example(input_ids, labels, "".join(questions[-1:]), "\n".join(answers), answers[-1], len(before))
+    return Example(input_ids, labels, "".join(questions[-1:]), "".join(answers), answers[-1], len(before))
 
 
 def _fill(template: str, place: str, row: Row) -> str:

@@ -110,6 +110,11 @@ class FinetuneOptions(CheckedOptions):
         super().__post_init__()
         if self.batch_size % min(self.micro_batch_size, self.batch_size):
             raise OptionError("batch_size", f"must be a multiple of --micro-batch-size {self.micro_batch_size}")
-        for name in ("patience", "generate"):
+        for name in ("patience", "generate", "validation_examples"):
             if getattr(self, name) and not self.validation:
                 raise OptionError(name, "needs --validation")
+        if self.method == "full":
+            defaults = FinetuneOptions(self.model, self.data, self.output)
+            for name in ("rank", "alpha", "dropout", "target_modules", "merge"):
+                if getattr(self, name) != getattr(defaults, name):
+                    raise OptionError(name, "is for adapters, but --method full trains all weights")

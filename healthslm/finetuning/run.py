@@ -12,7 +12,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from healthslm.errors import UserError
 from healthslm.files import check_output_folder, check_space, read_json
-from healthslm.finetuning.options import FinetuneOptions
 from healthslm.options import OptionError, plain
 
 METRICS_FILE, RUN_FILE = "metrics.json", "run.json"
@@ -21,56 +20,66 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 _OWN_FILES = (METRICS_FILE, RUN_FILE)
 
 
-def check_output(options: FinetuneOptions) -> None:
-    """Create the folder of a run, or check that the run in it can be resumed.
+def check_output(output: Path, resume: bool) -> None:
+    """Check that a run can start in a folder, or that the run in it can be resumed.
 
     Raises:
-        UserError: The output folder holds something else, a finished run, or an unfinished one without `--resume`.
+        UserError: The folder holds something else, a finished run, an unfinished one without `--resume`, or none with
+            it.
     """
-    output = options.output
     check_output_folder(output, "a fine-tuned model", lambda folder: any((folder / f).exists() for f in _OWN_FILES))
     if (output / METRICS_FILE).exists():
         raise UserError(f"{output}: already holds a finished run: choose another folder, or remove it")
     unfinished = (output / RUN_FILE).exists()
-    if unfinished and not options.resume:
+    if unfinished and not resume:
         raise UserError(f"{output}: holds an unfinished run: continue it with --resume, or remove the folder")
-    if options.resume and not unfinished:
+    if resume and not unfinished:
         raise UserError(f"{output}: no run to resume: start it without --resume")
-    output.mkdir(parents=True, exist_ok=True)
 
 
-def run_facts(options: FinetuneOptions, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the result of a run depends on."""
+def absolute_name(model: str) -> str:
+    """The name of a model that is valid in any folder."""
+    folder = Path(model)
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def run_facts(options: Any, base: Mapping[str, str], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result of a run depends on.
+
+    Args:
+        options: A dataclass with the field `model`.
+        base: `model`, its absolute name, and `sha256`, the checksum of its weights.
+        data: The checksums of each split.
+    """
     affecting = {field.name for field in fields(options) if field.metadata.get("affects_result", True)}
     chosen = {name: value for name, value in plain(asdict(options)).items() if name in affecting}
     return {
-        "options": chosen | {"model": facts["base"]["model"]},
-        "base weights": facts["base"]["sha256"],
-        "training data": facts["data"]["training"]["sha256"],
-        "validation data": (facts["data"]["validation"] or {}).get("sha256"),
+        "options": chosen | {"model": base["model"]},
+        "base weights": base["sha256"],
+        **{f"{split} data": checksums for split, checksums in data.items()},
     }
 
 
-def check_resumed(options: FinetuneOptions, run: Mapping[str, Any]) -> None:
+def check_resumed(output: Path, run: Mapping[str, Any]) -> None:
     """Compare a resumed run with the facts of its start.
 
     Raises:
         OptionError: An option that affects the result differs from the one of the run.
         UserError: The base model or the data do.
     """
-    before = read_json(options.output / RUN_FILE)
+    before = read_json(output / RUN_FILE)
     for name, value in before["options"].items():
         now = run["options"].get(name)
         if now != value:
             raise OptionError(name, f"the run was started with {value!r}, not {now!r}: resume it with the same")
-    for name in ("base weights", "training data", "validation data"):
-        if run[name] != before[name]:
-            raise UserError(f"{options.output}: the {name} changed since the run was started: start a new run")
+    for name, value in run.items():
+        if value != before[name]:
+            raise UserError(f"{output}: the {name} changed since the run was started: start a new run")
 
 
-def newest_checkpoint(options: FinetuneOptions) -> str | None:
+def newest_checkpoint(output: Path) -> str | None:
     """The newest complete checkpoint, or None to start from the beginning."""
-    folder = options.output / CHECKPOINTS
+    folder = output / CHECKPOINTS
     for path in folder.glob("checkpoint-*"):
         if not (path / "trainer_state.json").exists():  # written last
             shutil.rmtree(path)

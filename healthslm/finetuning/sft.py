@@ -33,6 +33,7 @@ from healthslm.finetuning.run import (
     METRICS_FILE,
     RUN_FILE,
     TENSORBOARD,
+    absolute_name,
     check_disk,
     check_output,
     check_resumed,
@@ -77,9 +78,9 @@ def finetune(options: FinetuneOptions) -> None:
         OptionError: The layers can't be adapted, or the context is too long.
     """
     check_tracker(options.report_to)
-    check_output(options)
+    check_output(options.output, options.resume)
     refuse_adapter(options.model)
-    source = _absolute(options.model)
+    source = absolute_name(options.model)
     tokenizer = load_tokenizer(source)
     model = open_base(source, options)
     context = choose_context(model, options.context)
@@ -92,30 +93,34 @@ def finetune(options: FinetuneOptions) -> None:
             _report(name, found)
     if options.packing:
         check_packing(model, options)
-    facts = {
-        "base": {"model": source, "sha256": weights_sha256(source)},
-        "data": {"training": training.describe(), "validation": validation and validation.describe()},
-    }
-    run = run_facts(options, facts)
+    base = {"model": source, "sha256": weights_sha256(source)}
+    data: dict[str, Any] = {"training": training.describe(), "validation": validation and validation.describe()}
+    run = run_facts(options, base, {split: found and found["sha256"] for split, found in data.items()})
     if options.resume:
-        check_resumed(options, run)
+        check_resumed(options.output, run)
     model = add_adapter(model, options)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     logger.info("%s: %s of %s weights are trained", options.method, f"{trained:,}", f"{model.num_parameters():,}")
     check_disk(model, options.output, options.merge)
     evaluation = _Evaluation(tokenizer, validation, options, context)
     before = evaluation.measure(model)
-    trainer = make_trainer(model, tokenizer, training, validation, options, context)
     write_json(options.output / RUN_FILE, run)  # when all checks have passed
+    trainer = make_trainer(model, tokenizer, training, validation, options, context)
+    checkpoint = newest_checkpoint(options.output)
     started, computed = time.perf_counter(), time.process_time()
     with naming_full_disk(options.output):
-        trainer.train(resume_from_checkpoint=newest_checkpoint(options) if options.resume else None)
-    seconds, computed = time.perf_counter() - started, time.process_time() - computed
+        trainer.train(resume_from_checkpoint=checkpoint)
+    training_facts = _describe_training(trainer)
+    if checkpoint is None:  # otherwise the time before it is not known
+        training_facts["seconds"] = round(time.perf_counter() - started, 1)
+        training_facts["processor_seconds"] = round(time.process_time() - computed, 1)
     model = trainer.model
-    metrics = facts | {
+    metrics = {
+        "base": base,
+        "data": data,
         "method": options.method,
         "trained_weights": trained,
-        "training": _describe_training(trainer, seconds, computed),
+        "training": training_facts,
         "validation": evaluation.compare(before, model),
         "seed": options.seed,
         "options": plain(asdict(options)),
@@ -174,13 +179,7 @@ class _Evaluation:
         return compared
 
 
-def _absolute(model: str) -> str:
-    """The name of a model that is valid in any folder."""
-    folder = Path(model)
-    return str(folder.resolve()) if folder.is_dir() else model
-
-
-def _describe_training(trainer: SFTTrainer, seconds: float, computed: float) -> dict[str, Any]:
+def _describe_training(trainer: SFTTrainer) -> dict[str, Any]:
     state, training = trainer.state, trainer.train_dataset
     losses = [record["loss"] for record in state.log_history if "loss" in record]
     evaluations = [
@@ -192,8 +191,6 @@ def _describe_training(trainer: SFTTrainer, seconds: float, computed: float) -> 
         "epochs": state.epoch,
         "sequences": len(training),
         "tokens": round(tokens),
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(computed, 1),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "best_step": state.best_global_step,
@@ -243,10 +240,14 @@ def _card(options: FinetuneOptions, source: str, metrics: Mapping[str, Any], is_
         "trained weights": f"{metrics['trained_weights']:,}",
         "steps": f"{training['steps']:,} of {options.batch_size} sequences",
         "tokens": f"{training['tokens']:,}",
-        "time": f"{training['seconds'] / 60:.1f} minutes on {training['device']}",
+        "device": training["device"],
+        **({"time": f"{training['seconds'] / 60:.1f} minutes"} if "seconds" in training else {}),
         "seed": options.seed,
         "versions": ", ".join(f"{package} {number}" for package, number in metrics["versions"].items()),
     }
+    limits = ["It writes text of the form of its training data. What the text says is often not true."]
+    if options.validation and options.evaluations > 1:
+        limits.append("Its weights were chosen on the validation data, so its results there are too good.")
     return Card(
         title=name,
         summary=f"{Path(source).name} fine-tuned on {', '.join(data.values())}. {skill}",
@@ -263,7 +264,7 @@ def _card(options: FinetuneOptions, source: str, metrics: Mapping[str, Any], is_
         data=data,
         results=_results(metrics),
         settings=settings,
-        limits=["It writes text of the form of its training data. What the text says is often not true."],
+        limits=limits,
     )
 
 
@@ -302,4 +303,4 @@ def _report_result(options: FinetuneOptions, metrics: Mapping[str, Any]) -> None
     change = ""
     if found:
         change = f": {found['before']['bits_per_byte']:.3f} to {found['after']['bits_per_byte']:.3f} bits per byte"
-    logger.info("%s%s in %.1f minutes", options.output, change, metrics["training"]["seconds"] / 60)
+    logger.info("%s%s", options.output, change)

@@ -9,7 +9,7 @@ statements in titles and, since only 4% of those are negated, with those in conc
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,20 @@ _NO_PER_GROUP = 90
 _COLUMNS = ("id", "part", "title", "text", "kind", "sections")
 
 Row = dict[str, Any]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "pmid": ("a number", lambda value: str(value).isdecimal()),
+    "QUESTION": ("text", _is_text),
+    "CONTEXTS": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    "LONG_ANSWER": ("text or missing", lambda value: value is None or _is_text(value)),
+    "final_decision": ("yes, no or maybe", lambda value: value in ANSWERS),
+}
+"""What a question of PubMedQA must have."""
 
 
 class HeldOut:
@@ -111,7 +125,7 @@ def build_pubmedqa_artificial(options: ArtificialQuestionsOptions) -> None:
             "overlap_words": OVERLAP_WORDS,
         },
         "corpus": {file.name: file_sha256(file) for file in files},
-        "held_out": {str(file.name): file_sha256(file) for file in options.held_out},
+        "held_out": [{"name": file.name, "sha256": file_sha256(file)} for file in options.held_out],
     }
     with replacing(options.output) as folder:
         folder.mkdir()
@@ -136,10 +150,10 @@ def read_questions(file: Path) -> list[Row]:
         raise UserError(f"{file}: no such file; PubMedQA's questions are JSON Lines with pmid, QUESTION and CONTEXTS")
     rows = list(read_rows(str(file)))
     for number, row in enumerate(rows, start=1):
-        if missing := {"pmid", "QUESTION", "CONTEXTS", "final_decision"} - set(row):
-            raise UserError(f"{file}: row {number:,}: no {min(missing)}; not a question of PubMedQA")
-        if row["final_decision"] not in ANSWERS:
-            raise UserError(f"{file}: row {number:,}: answer {row['final_decision']!r}; expected yes, no or maybe")
+        for name, (expected, is_valid) in _FIELDS.items():
+            if not is_valid(value := row.get(name)):
+                problem = f"{name} is {value!r:.60}, but must be {expected}"
+                raise UserError(f"{file}: row {number:,}: not a question of PubMedQA: {problem}")
     if not rows:
         raise UserError(f"{file}: no questions in this file")
     return rows

@@ -12,7 +12,8 @@ _LABEL_WORD = re.compile(
     r"result|finding|discussion|concl|interpret|implic|significance",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"""(?<=[.!?])[)\]"'”’]*\s+(?=["'“‘(\[]?[A-Z0-9])""")
+# Unlike in `healthslm.sentences`, a sentence may begin with a digit, since some abstracts number theirs.
+_SENTENCE = re.compile(r"""(?=\S).*?(?:[.!?][)\]"'”’]*(?=\s+["'“‘(\[]?[A-Z0-9])|\Z)""", re.DOTALL)
 _CUE = re.compile(
     r"(?:in conclusion|in summary|we conclude|it is concluded|it was concluded|our (?:data|results|findings|study)|"
     r"th(?:ese|is|e) (?:data|results?|findings|study|observations?|work)\b.*\b"
@@ -99,4 +100,4 @@ def _labeled(text: str) -> list[tuple[str, str]]:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text. A full stop before a capital or a digit ends one."""
-    return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
+    return _SENTENCE.findall(text.strip())

@@ -40,12 +40,18 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
     """Train the heads, evaluate them and the baselines on the test questions, and write all results to a JSON file.
 
     Raises:
-        UserError: There is no such file, model or device, a file doesn't hold PubMedQA's questions, or the training
-            and test questions overlap.
+        UserError: There is no such file, model or device, a file doesn't hold PubMedQA's questions, the training and
+            test questions overlap, or an answer has fewer training questions than there are folds.
     """
     train, test = read_questions(options.train), read_questions(options.test)
-    if common := {row["pmid"] for row in train} & {row["pmid"] for row in test}:
+    if common := {int(row["pmid"]) for row in train} & {int(row["pmid"]) for row in test}:
         raise UserError(f"{options.test}: {len(common)} questions are also in {options.train}, such as {min(common)}")
+    for answer, count in zip(ANSWERS, np.bincount(encode_answers(train), minlength=len(ANSWERS)), strict=True):
+        if count < options.folds:
+            raise UserError(
+                f"{options.train}: {count} questions with the answer {answer}, but each of the {options.folds} folds "
+                "needs one: add questions or lower --folds"
+            )
     answers = encode_answers(train), encode_answers(test)
     models = {"majority": majority_result(*answers), "word_counts": word_counts(train, test, options)}
     if options.artificial:
@@ -72,8 +78,11 @@ def cross_validate_pubmedqa(options: CrossValidationOptions) -> None:
             "base": {"model": options.base or options.model, "sha256": weights_sha256(options.base or options.model)},
             "seed": options.seed,
             "settings": {name: getattr(options, name) for name in ("folds", "max_words", "penalty", "balance", "seed")},
-            "data": {path.name: file_sha256(path) for path in (options.train, options.test)}
-            | ({options.artificial.name: file_sha256(options.artificial)} if options.artificial else {}),
+            "data": {
+                name: file_sha256(path)
+                for name, path in (("train", options.train), ("test", options.test), ("artificial", options.artificial))
+                if path
+            },
             "weights_sha256": weights_sha256(options.model),
             "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")},
         },

@@ -178,6 +178,8 @@ def _clause(words: list[str]) -> tuple[str, str, Literal["yes", "no"]] | None:
             auxiliary = verb
         else:
             auxiliary = "do" if verb != "has" and _is_plural(subject) else "does"
+            if rest == ["no"]:
+                return None
             if rest[0] == "no":
                 rest, negated = _with_article(" ".join(rest[1:])).split(), True
             rest = ["have", *rest]
