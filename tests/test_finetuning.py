@@ -167,7 +167,7 @@ def test_a_run_stops_after_the_best_evaluation_and_keeps_its_weights(base, tmp_p
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     training = metrics["training"]
     *_, best, last = training["evaluations"]
-    assert best["loss"] < last["loss"] and best["loss"] == min(found["loss"] for found in training["evaluations"])
+    assert best["loss"] == min(found["loss"] for found in training["evaluations"]) < 0.98 * last["loss"]
     assert training["best_step"] == best["step"] < last["step"] == training["steps"] < 40
     assert metrics["validation"]["after"]["loss"] == pytest.approx(best["loss"], rel=1e-3)
 
