@@ -138,7 +138,7 @@ COMMANDS = {
     "evaluate-release": Command(
         "Run every evaluation in the model card",
         "--recipe configs/evaluation.yaml --model . --output results",
-        "healthslm.evaluation.metrics:evaluate_release",
+        "healthslm.evaluation.evaluate_release:evaluate_release",
         "healthslm.evaluation.options:ReleaseEvaluationOptions",
     ),
     "release": Command(

@@ -22,15 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from healthslm.arguments import parse
 from healthslm.bits_per_byte import score_documents
 from healthslm.errors import UserError
+from healthslm.evaluation.evaluate_release import evaluate_release, read_results
 from healthslm.evaluation.generation_quality import generate_documents
-from healthslm.evaluation.metrics import (
-    INPUTS,
-    METRICS,
-    PUBMED_IDS,
-    ReleaseEvaluationOptions,
-    evaluate_release,
-    read_results,
-)
+from healthslm.evaluation.metrics import METRICS, PUBMED_IDS
+from healthslm.evaluation.options import ReleaseEvaluationOptions
+from healthslm.evaluation.registry import INPUTS
 from healthslm.files import read_json, write_json
 from healthslm.models import make_model
 from healthslm.tokenization.tokenize import TokenizeOptions, tokenize_corpus

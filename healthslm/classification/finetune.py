@@ -43,6 +43,7 @@ from healthslm.finetuning.run import (
     check_output,
     check_resumed,
     newest_checkpoint,
+    on_one_gpu,
     run_facts,
 )
 from healthslm.models import find_device, refuse_adapter, weights_sha256
@@ -217,7 +218,7 @@ class _Trainer(Trainer):
         )
         super().__init__(
             model=model,
-            args=arguments,
+            args=on_one_gpu(arguments),
             train_dataset=splits["train"].sequences,
             data_collator=_collator(tokenizer, options),
             processing_class=tokenizer,

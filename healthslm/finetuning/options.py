@@ -80,7 +80,7 @@ class FinetuneOptions(CheckedOptions):
     """Passes over the training examples."""
     batch_size: PositiveInt = 8
     """Sequences of one step."""
-    micro_batch_size: PositiveInt = field(default=1, metadata={"memory": True})
+    micro_batch_size: PositiveInt = field(default=1, metadata=_FREE | {"memory": True})
     """Sequences in one forward pass. Larger values need more memory."""
     gradient_checkpointing: bool = field(default=False, metadata=_FREE)
     """Save memory by computing activations twice."""

@@ -1,4 +1,4 @@
-"""The folder of a run: what it may hold, what a resumed run must match, and the room that it needs."""
+"""What runs of fine-tuning share: their folder, what a resumed run must match, the room they need, and one GPU."""
 
 import shutil
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from healthslm.errors import UserError
@@ -98,3 +98,10 @@ def check_disk(model: PreTrainedModel | PeftModel, output: Path, saves_whole: bo
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # Up to three checkpoints of weights and two moments exist at a time, and the result; all in fp32.
     check_space(output, 4 * (3 * 3 * trained + trained + (model.num_parameters() if saves_whole else 0)))
+
+
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep Trainer from dividing each micro-batch among all GPUs of the machine, which multiplies the batch size."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -20,7 +20,7 @@ from healthslm.finetuning.adapters import base_of
 from healthslm.finetuning.console import show_metrics
 from healthslm.finetuning.examples import IGNORED, Examples
 from healthslm.finetuning.options import FinetuneOptions
-from healthslm.finetuning.run import CHECKPOINTS, TENSORBOARD
+from healthslm.finetuning.run import CHECKPOINTS, TENSORBOARD, on_one_gpu
 from healthslm.models import accepts, find_device
 from healthslm.training.precision import computes_in_bf16
 
@@ -80,7 +80,7 @@ def make_trainer(
         callbacks.append(EarlyStoppingCallback(options.patience))
     trainer = CompletionTrainer(
         model=model,
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=_as_dataset(training),
         eval_dataset=_as_dataset(validation) if validation else None,
         processing_class=tokenizer,

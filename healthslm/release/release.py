@@ -28,12 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from healthslm.errors import UserError
-from healthslm.evaluation.metrics import (
-    METRICS,
-    evaluate_release,
-    read_results,
-    read_software,
-)
+from healthslm.evaluation.evaluate_release import evaluate_release, read_results, read_software
+from healthslm.evaluation.metrics import METRICS
 from healthslm.evaluation.options import EvaluationData, ReleaseEvaluationOptions
 from healthslm.files import file_sha256, publish, read_json, remove_partials, write_json
 from healthslm.models import open_model
