@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from clean_process import result_of, start_clean_process
+from in_precision import set_precision
 from row_files import write_lines
 from safetensors.torch import load_file
 from tiny_models import byte_model, byte_tokenizer, tiny_model
@@ -115,8 +116,9 @@ def run_card(output: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("data", ["roles.jsonl", "texts.jsonl"])
-def test_sentences_and_texts_are_learned_by_heart(data, folder, tmp_path, capsys):
+@pytest.mark.parametrize(("data", "precision"), [("roles.jsonl", "bf16"), ("texts.jsonl", "fp32")])
+def test_sentences_and_texts_are_learned_by_heart(data, precision, folder, tmp_path, capsys, monkeypatch):
+    set_precision(precision, monkeypatch.setattr)
     task = "sentences" if data == "roles.jsonl" else "text"
     finetune_classifier(options_for(folder, tmp_path / "out", data, task=task))
     metrics = metrics_of(tmp_path / "out")

@@ -11,6 +11,7 @@ import torch
 import trl
 from datasets import Dataset
 from finetuning_runs import ROWS, nats_by_hand, options
+from in_precision import set_precision
 from row_files import write_lines
 from safetensors.torch import load_file, save_file
 from tiny_models import byte_model, byte_tokenizer, chat_tokenizer, llama_twin
@@ -22,6 +23,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     TrainerCallback,
+    TrainingArguments,
     pipeline,
 )
 
@@ -75,8 +77,13 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("packing", [True, False])
-def test_the_first_loss_is_the_cross_entropy_of_the_completions_alone(base, files, tokenizer, tmp_path, packing):
+@pytest.mark.parametrize(
+    ("packing", "precision", "tolerance"), [(True, "fp32", 1e-4), (False, "fp32", 1e-4), (True, "bf16", 1e-2)]
+)
+def test_the_first_loss_is_the_cross_entropy_of_the_completions_alone(
+    base, files, tokenizer, tmp_path, monkeypatch, packing, precision, tolerance
+):
+    set_precision(precision, monkeypatch.setattr)
     model = load(base)
     nats = torch.cat(
         [
@@ -92,9 +99,17 @@ def test_the_first_loss_is_the_cross_entropy_of_the_completions_alone(base, file
         asked = options(base, tmp_path / "run", data=files["data"], packing=packing, batch_size=8, epochs=1.0)
         sft.finetune(asked)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=1e-4)
+    assert metrics["training"]["first_loss"] == pytest.approx(nats.mean().item(), rel=tolerance)
     assert metrics["data"]["training"]["completion_tokens"] == len(nats)
     assert metrics["training"]["sequences"] == (3 if packing else 8)
+
+
+def test_a_machine_with_several_gpus_trains_on_one(tmp_path):
+    """Trainer would give each of them a micro-batch, and split arguments of the model that are not batches."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=3)
+    arguments._n_gpu = 2
+    assert arguments.train_batch_size == 6
+    assert run.on_one_gpu(arguments).train_batch_size == 3
 
 
 def gradients(trainer_class: type, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[float, list]:
