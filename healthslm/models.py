@@ -95,7 +95,7 @@ def make_model(source: str | dict[str, Any]) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float32)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
-    if (Path(config.name_or_path) / "generation_config.json").is_file():
+    if config.name_or_path and (Path(config.name_or_path) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(config.name_or_path)
     return model
 

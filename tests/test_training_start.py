@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from pipeline_folders import TINY_GPT2, TINY_MODEL
 from training_fixtures import weights
+from transformers import GenerationConfig
 
 from healthslm.errors import UserError
 from healthslm.models import make_model
@@ -186,12 +187,19 @@ def test_layers_with_zero_residual_projections_are_the_identity(pretrain_options
 def test_a_model_takes_the_special_tokens_of_the_tokenizer(sample_folders, shape):
     """GPT-2's configuration names 50256, which a small vocabulary doesn't have."""
     model = make_model(shape | {"pad_token_id": 7})
+    model.generation_config.update(bos_token_id=7, eos_token_id=7, pad_token_id=7)
     fit_to_tokenizer(model, TokenizedSplit(sample_folders.tokens, "train"), sample_folders.tokenizer)
     vocabulary = json.loads((sample_folders.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     for config in (model.config, model.generation_config):
         found = [getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")]
         assert found == [vocabulary["<|endoftext|>"], vocabulary["<|endoftext|>"], vocabulary["<|pad|>"]]
         assert 50_256 not in config.to_dict().values()
+
+
+def test_a_new_model_takes_no_settings_from_the_current_folder(tmp_path, monkeypatch):
+    GenerationConfig(do_sample=True, temperature=0.5).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert make_model(TINY_GPT2).generation_config.temperature != 0.5
 
 
 def test_a_run_is_not_overwritten(finished_run, pretrain_options):
