@@ -131,15 +131,15 @@ def test_a_mistake_is_named_before_anything_is_written(pretrain_options, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("dry_run", [False, True], ids=["run", "dry run"])
 def test_tokens_without_validation_documents_are_refused_before_anything_is_written(
-    sample_folders, pretrain_options, tmp_path, dry_run
+    sample_folders, pretrain_options, tmp_path
 ):
     corpus, tokens = shutil.copytree(sample_folders.corpus, tmp_path / "corpus"), tmp_path / "tokens"
     shutil.rmtree(corpus / "validation")
     tokenize_corpus(TokenizeOptions(corpus=corpus, tokenizer=str(sample_folders.tokenizer), output=tokens))
-    with pytest.raises(UserError, match="no validation documents"):
-        pretrain(pretrain_options(tmp_path / "run", tokens=tokens, dry_run=dry_run))
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match="no validation documents"):
+            pretrain(pretrain_options(tmp_path / "run", tokens=tokens, dry_run=dry_run))
     assert not (tmp_path / "run").exists()
 
 
