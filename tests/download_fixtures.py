@@ -1,7 +1,6 @@
 """Fixtures of the tests of downloading: NCBI's server, a folder for its files, and quick retries."""
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,11 +69,3 @@ def assert_complete(pubmed_folder: Path, ncbi: NcbiServer, *numbers: int) -> Non
     assert tree(pubmed_folder) == sorted([*folders, *paths, *(f"{path}.md5" for path in paths)])
     for path in [*paths, *(f"{path}.md5" for path in paths)]:
         assert (pubmed_folder / path).read_bytes() == (ncbi.folder / path).read_bytes(), path
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("timed out")

@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from paths import REPOSITORY
 from pipeline_folders import TINY_MODEL
 from safetensors.torch import load_file
 from slurm import bash_syntax_errors
@@ -22,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 from healthslm.training.run_folder import read_metrics
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 WATCHED = REPOSITORY / "tests" / "watched_pretrain.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ON_THE_CPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from ncbi_server import NcbiServer, write_pubmed_file
+from paths import REPOSITORY
 
 from healthslm.cli import COMMANDS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/pipeline.md")),
     *sorted(

@@ -5,8 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from download_fixtures import assert_complete, data_files, file_name, wait_until
+from download_fixtures import assert_complete, data_files, file_name
 from ncbi_server import NcbiServer
+from waiting import wait_until
 
 from healthslm.corpus.download import DownloadOptions, download_pubmed
 from healthslm.corpus.pubmed_files import find_pubmed_files

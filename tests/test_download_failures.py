@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from download_fixtures import assert_complete, data_files, file_name, publish, tree, wait_until
+from download_fixtures import assert_complete, data_files, file_name, publish, tree
 from ncbi_server import NcbiServer
 from paths import REPOSITORY
+from waiting import wait_until
 
 from healthslm.corpus import download
 from healthslm.corpus.pubmed_files import find_pubmed_files

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from paths import REPOSITORY
 from pipeline_folders import TINY_MODEL
 
 from healthslm.training.checkpoint import find_damage, list_checkpoints
@@ -21,7 +22,6 @@ from healthslm.training.loop import pretrain
 from healthslm.training.options import PretrainOptions
 from healthslm.training.run_folder import read_metrics
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SOAK = REPOSITORY / "tests" / "soak.py"
 STEPS = 100
 

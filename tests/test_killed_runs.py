@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from paths import REPOSITORY, SAMPLE
 from random_documents import random_rows
 from row_files import write_rows
+from waiting import wait_until
 
 from healthslm.corpus.build import CorpusOptions, build_corpus
 
@@ -72,14 +73,6 @@ class Killable:
 
 def script_of(stage: str) -> str:
     return "tokenize_corpus" if stage == "tokenize" else "build_corpus"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if condition():
-            return
-        time.sleep(0.002)
-    raise AssertionError("timed out")
 
 
 def marks(root: Path, stage: str, kind: str = "completions") -> int:

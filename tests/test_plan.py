@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import varlen_on_cpu  # noqa: F401
+from paths import REPOSITORY
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -20,7 +21,6 @@ from healthslm.training.plan import describe_plan, fit_micro_batch, flops_per_to
 from healthslm.training.precision import bf16_autocast
 from healthslm.training.recipe import make_schedule
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 CONTEXT, SEQUENCES = 128, 4
 HEALTHSLM = {

@@ -163,7 +163,7 @@ def test_a_run_of_days_on_a_cpu_warns_with_its_hours(pretrain_options, tmp_path,
     monkeypatch.setattr(setup, "CPU_FLOPS", 100.0)
     pretrain(pretrain_options(tmp_path / "run", max_tokens=512, device="cpu"))
     (warning,) = [record.getMessage() for record in caplog.records if "hours on this CPU" in record.getMessage()]
-    hours = float(re.search(r"about ([\d,]+) hours", warning)[1].replace(",", ""))
+    hours = float(re.search(r"at best ([\d,]+) hours", warning)[1].replace(",", ""))
     operations = plan.flops_per_token(make_model(TINY_MODEL), context=64) * 512
     assert hours == pytest.approx(operations / 100 / torch.get_num_threads() / 3600, rel=0.01)
 

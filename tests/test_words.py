@@ -3,13 +3,12 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import REPOSITORY
 
 from healthslm.cli import COMMANDS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     *REPOSITORY.glob("*.md"),
     *REPOSITORY.glob("docs/**/*.md"),

@@ -186,7 +186,7 @@ def warn_of_long_run(model: PreTrainedModel, schedule: Schedule, device: torch.d
     operations = flops_per_token(model, schedule.context) * schedule.total_tokens
     hours = operations / (CPU_FLOPS * torch.get_num_threads()) / 3600
     if device.type == "cpu" and hours > 24:
-        logger.warning("warning: about %s hours on this CPU: use a GPU, or lower max_tokens", f"{hours:,.0f}")
+        logger.warning("warning: at best %s hours on this CPU: use a GPU, or lower max_tokens", f"{hours:,.0f}")
 
 
 def describe_run(
